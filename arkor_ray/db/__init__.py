@@ -1,0 +1,1 @@
+"""Rows: the truth about identities, projects, jobs, events and checkpoints. SQLite (embedded) or PostgreSQL, same code."""

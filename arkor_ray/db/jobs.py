@@ -1,0 +1,101 @@
+"""Jobs: creating, finding and listing them, and the compare-and-set rules of their life.
+
+Status only moves forward (queued → running → completed | failed | cancelled); `JobStatus.is_terminal` has no way back.
+Launches are numbered by `attempt`; claiming the next attempt fences every writer of an older one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from arkor_ray.db.tables import JobRow
+from arkor_ray.errors import NotFoundError
+from arkor_ray.schemas.base import utcnow
+from arkor_ray.schemas.job import JobStatus
+
+UNFINISHED = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+
+
+def create(
+    session: Session,
+    *,
+    org_id: str,
+    project_id: str,
+    name: str,
+    config: dict[str, Any],
+    dataset_token: str | None,
+) -> JobRow:
+    """A queued job. `config` must not hold the data set's token."""
+    job = JobRow(
+        org_id=org_id,
+        project_id=project_id,
+        name=name,
+        config=config,
+        dataset_token=dataset_token,
+        status=JobStatus.QUEUED.value,
+    )
+    session.add(job)
+    session.flush()
+    return job
+
+
+def get(session: Session, project_id: str, job_id: str) -> JobRow:
+    """The job of this project. Raises NotFoundError, also for a job of another project."""
+    job = session.scalar(select(JobRow).where(JobRow.id == job_id, JobRow.project_id == project_id))
+    if job is None:
+        raise NotFoundError(f"No job {job_id} in this project")
+    return job
+
+
+def list_jobs(session: Session, project_id: str) -> Sequence[JobRow]:
+    """All jobs of a project, newest first."""
+    newest_first = (JobRow.created_at.desc(), JobRow.id)
+    return session.scalars(select(JobRow).where(JobRow.project_id == project_id).order_by(*newest_first)).all()
+
+
+def count_unfinished(session: Session, org_id: str) -> int:
+    where = (JobRow.org_id == org_id, JobRow.status.in_(UNFINISHED))
+    return session.scalar(select(func.count()).select_from(JobRow).where(*where)) or 0
+
+
+def to_reconcile(session: Session) -> Sequence[JobRow]:
+    """What the controller must look at: unfinished jobs, and ended ones whose submission may still run. Oldest first."""
+    open_jobs = or_(JobRow.status.in_(UNFINISHED), JobRow.stopped_at.is_(None) & (JobRow.attempt > 0))
+    return session.scalars(select(JobRow).where(open_jobs).order_by(JobRow.created_at, JobRow.id)).all()
+
+
+def claim_attempt(session: Session, job_id: str, *, attempt: int, submission_id: str) -> bool:
+    """Moves an unfinished job from attempt - 1 to `attempt`. False if somebody else did, or the job ended."""
+    return _update(
+        session,
+        (JobRow.id == job_id, JobRow.attempt == attempt - 1, JobRow.status.in_(UNFINISHED)),
+        attempt=attempt,
+        submission_id=submission_id,
+        retry_at=None,
+    )
+
+
+def charge_retry(session: Session, job_id: str, *, attempt: int, retry_at: datetime, charged: bool) -> bool:
+    """Plans the relaunch of a lost attempt at `retry_at`; `charged` counts it against the budget."""
+    where = (JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status.in_(UNFINISHED))
+    return _update(session, where, retry_at=retry_at, submission_id=None, retries=JobRow.retries + int(charged))
+
+
+def mark_stopped(session: Session, job_id: str) -> None:
+    """An ended job whose submission is gone: nothing is left to do for it."""
+    _update(session, (JobRow.id == job_id, JobRow.stopped_at.is_(None)), stopped_at=utcnow(), dataset_token=None)
+
+
+def drop_dataset_token(session: Session, job_id: str) -> None:
+    """The data set is fetched and stored; its token was used once and is forgotten."""
+    _update(session, (JobRow.id == job_id,), dataset_token=None)
+
+
+def _update(session: Session, where: tuple[Any, ...], **values: Any) -> bool:
+    result = session.execute(update(JobRow).where(*where).values(**values).execution_options(synchronize_session=False))
+    return bool(result.rowcount)  # type: ignore[attr-defined]

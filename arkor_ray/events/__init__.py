@@ -1,0 +1,1 @@
+"""A job's events: the publisher appends them, the stream replays and follows them."""

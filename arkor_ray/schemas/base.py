@@ -1,0 +1,66 @@
+"""The two kinds of model: tolerant on the wire, strict in users' own files."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic.alias_generators import to_camel
+
+from arkor_ray.errors import InvalidRequestError
+
+
+class WireModel(BaseModel):
+    """A body of the HTTP contract: camelCase in JSON, unknown fields kept and echoed."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="allow", protected_namespaces=(), allow_inf_nan=True
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """JSON-ready dict in the wire's spelling; fields that were never set stay absent."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class StoredModel(BaseModel):
+    """What we write to storage and read back: snake_case, unknown fields refused, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def iso(moment: datetime) -> str:
+    """ISO 8601 with milliseconds and `Z`, the form the TypeScript client expects."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _aware(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
+
+
+Timestamp = Annotated[datetime, BeforeValidator(_aware), PlainSerializer(iso, return_type=str, when_used="json")]
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def invalid_request(error: ValidationError, *, prefix: str = "") -> InvalidRequestError:
+    """One sentence out of pydantic's first finding: the field in the wire's spelling, the value, the reason."""
+    first = error.errors(include_url=False)[0]
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    field = prefix + ".".join(str(part) for part in first["loc"] if not _is_union_tag(str(part)))
+    if not first["loc"]:  # a rule about several fields: its sentence names them, the first one first
+        return InvalidRequestError(f"{prefix}{reason}", param=prefix + reason.split(" ", 1)[0].strip(":,'"))
+    value = repr(first.get("input"))
+    shown = "" if first["type"] == "missing" else f" (got {value if len(value) <= 80 else value[:77] + '...'})"
+    return InvalidRequestError(f"{field}: {reason}{shown}", param=field)
+
+
+def _is_union_tag(part: str) -> bool:
+    # pydantic names the branch of a union in `loc` ("function-wrap[...]", "StepSpec", "huggingface"); users know only fields.
+    return "[" in part or part[:1].isupper() or part in ("huggingface", "blob", "int", "float", "str", "bool")

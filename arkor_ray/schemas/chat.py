@@ -1,0 +1,129 @@
+"""Inference: what may be asked of an adapter or a base model. camelCase on the arkor route, snake_case inside messages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from arkor_ray.errors import InvalidRequestError
+from arkor_ray.schemas.base import WireModel, invalid_request
+
+
+class Message(WireModel):
+    """One turn. Unknown keys, such as the Playground's numeric `id`, are kept out of the prompt."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = Field(default=None, alias="tool_calls")
+    tool_call_id: str | None = Field(default=None, alias="tool_call_id")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Message:
+        if self.role == "assistant":
+            if self.content is None and not self.tool_calls:
+                raise ValueError("an assistant message needs a string content or a non-empty tool_calls")
+        elif self.content is None:
+            raise ValueError(f"a {self.role} message needs a string content")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a tool message needs tool_call_id")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """What the chat template sees."""
+        kept = {"role": self.role, "content": self.content, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        return {k: v for k, v in kept.items() if v is not None}
+
+
+class FinalAdapter(WireModel):
+    kind: Literal["final"]
+    job_id: str
+
+
+class CheckpointAdapter(WireModel):
+    kind: Literal["checkpoint"]
+    job_id: str
+    step: int = Field(ge=0)
+
+
+AdapterTarget = Annotated[FinalAdapter | CheckpointAdapter, Field(discriminator="kind")]
+
+
+def _stop(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class ChatRequest(WireModel):
+    """The arkor wire's inference body. Exactly one of `adapter` and `base_model`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    adapter: AdapterTarget | None = None
+    base_model: str | None = None
+    stream: bool = True
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    stop: Annotated[list[str] | None, BeforeValidator(_stop)] = Field(default=None, max_length=16)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    stream_options: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+
+    @field_validator("stop", mode="after")
+    @classmethod
+    def _no_empty_stop(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and any(not text for text in value):
+            raise ValueError("must not contain an empty string")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatRequest:
+        if (self.adapter is None) == (self.base_model is None):
+            raise ValueError("adapter, baseModel: give exactly one of the two")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("topLogprobs needs logprobs true")
+        return self
+
+    @classmethod
+    def parse(cls, body: Any) -> ChatRequest:
+        """From the wire. A constraint that decoding cannot enforce yet is refused, never ignored."""
+        try:
+            request = cls.model_validate(body)
+        except ValidationError as error:
+            raise invalid_request(error) from error
+        request.refuse_constraints()
+        return request
+
+    def refuse_constraints(self) -> None:
+        if self.tools and self.tool_choice != "none":
+            raise InvalidRequestError(
+                "tools: this model has no tool parser; leave out tools, or send toolChoice 'none'",
+                code="tool_calling_not_configured", param="tools",
+            )
+        if isinstance(self.tool_choice, dict) or self.tool_choice == "required":
+            raise InvalidRequestError("toolChoice: needs tools, which this server cannot enforce yet", param="toolChoice")
+        if self.response_format is not None and self.response_format.get("type") != "text":
+            raise InvalidRequestError(
+                "responseFormat: constrained decoding is not available on this server; send {'type': 'text'} or leave it out",
+                code="structured_outputs_not_configured", param="responseFormat",
+            )
+        if self.structured_outputs is not None:
+            raise InvalidRequestError(
+                "structuredOutputs: constrained decoding is not available on this server; leave it out",
+                code="structured_outputs_not_configured", param="structuredOutputs",
+            )
+
+    def for_engine(self) -> dict[str, Any]:
+        """The part that the inference replica sees, in snake_case."""
+        return {
+            "messages": [message.for_template() for message in self.messages],
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop or [],
+            "seed": self.seed,
+        }

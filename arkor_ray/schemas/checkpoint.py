@@ -1,0 +1,94 @@
+"""A checkpoint's manifest: the commit marker of an adapter folder, and all that serving needs to know to trust it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from arkor_ray.errors import AdapterError
+from arkor_ray.schemas.base import StoredModel, Timestamp, WireModel
+
+BasePrecision = Literal["fp32", "bf16", "fp16", "nf4"]
+
+
+class ManifestFile(StoredModel):
+    path: str = Field(description="Relative to the adapter's folder.")
+    size_bytes: int
+    sha256: str
+
+
+class ParityProbe(StoredModel):
+    """What the training model said about a few tokens at this step; serving must say the same."""
+
+    token_ids: list[int]
+    logprobs: list[float] = Field(
+        description="log p(token_ids[i + 1] | token_ids[: i + 1]) in nats, one fewer than the ids."
+    )
+
+
+class CheckpointManifest(StoredModel):
+    """Written last, with a conditional put. No manifest, no checkpoint; once written, never again."""
+
+    adapter_id: str
+    job_id: str
+    step: int = Field(description="The weights are those after this many optimizer updates.")
+    final: bool = False
+    base_model: str = Field(description="Where the base was loaded from: a Hub id or an absolute directory.")
+    base_revision: str | None = None
+    base_precision: BasePrecision
+    r: int
+    lora_alpha: float
+    target_modules: list[str]
+    template_sha256: str | None = None
+    metrics: dict[str, float | None] = {}
+    files: list[ManifestFile]
+    resume_prefix: str | None = None
+    probe: ParityProbe | None = None
+    created_at: Timestamp
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: the bytes that are stored and hashed."""
+        return self.model_dump_json(indent=1).encode()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the stored bytes: the identity that caches and `system_fingerprint` carry."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @property
+    def weights(self) -> ManifestFile:
+        """The entry of `adapter_model.safetensors`."""
+        return next(file for file in self.files if file.path == "adapter_model.safetensors")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CheckpointManifest:
+        """Raises AdapterError when the bytes are not a manifest of ours."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise AdapterError(f"Not a checkpoint manifest: {error.errors(include_url=False)[0]['msg']}") from error
+
+
+class Artifact(WireModel):
+    """One file of an adapter as events and checkpoint lists show it."""
+
+    pathname: str
+    kind: str
+    size_bytes: int
+    url: str
+
+
+class Checkpoint(WireModel):
+    """A committed checkpoint as the API lists it."""
+
+    job_id: str
+    step: int
+    kind: Literal["checkpoint", "final"]
+    adapter_id: str
+    manifest_sha256: str
+    ready: bool
+    created_at: Timestamp
+    metrics: dict[str, float | None] = {}
+    artifacts: list[Artifact] = []

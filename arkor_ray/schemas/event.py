@@ -1,0 +1,50 @@
+"""A job's events: what the log stores, what a stream carries, what a callback receives."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from arkor_ray.schemas.base import WireModel, iso
+
+STARTED = "training.started"
+LOG = "training.log"
+CHECKPOINT = "checkpoint.saved"
+COMPLETED = "training.completed"
+FAILED = "training.failed"
+CANCELLED = "training.cancelled"
+TERMINAL = frozenset({COMPLETED, FAILED, CANCELLED})
+
+# Frames of the stream that are no events: they have no number.
+PING = "ping"
+END = "end"
+
+
+class Event(WireModel):
+    """One event as a client sees it. `id` is its number in the job, from 1; `data` its JSON, `type` included."""
+
+    id: int
+    type: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def step(self) -> int | None:
+        return self.data.get("step")
+
+
+def event_data(type: str, job_id: str, at: datetime, fields: dict[str, Any]) -> dict[str, Any]:
+    """The `data` object of an event. NaN and infinities, which are not JSON, become null."""
+    return {"type": type, "jobId": job_id, "timestamp": iso(at), **_json_safe(fields)}
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(k): _json_safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_safe(v) for v in value]
+    return value

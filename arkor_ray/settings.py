@@ -1,0 +1,191 @@
+"""What the server side reads from `ARKOR_RAY_*`, validated once at start.
+
+The embedded default (SQLite, a local directory, local Ray) needs nothing set. A cluster sets a PostgreSQL database, an S3
+storage and its catalogue; combinations that would lose data are refused here with a sentence that says what to set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from arkor_ray.errors import InvalidRequestError, ModelError
+
+DEMO_BASE = "arkor-ray/demo-base"  # `arkor-ray up` makes it and puts it into the embedded catalogue
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Settings(BaseSettings):
+    """One object for every process of the service. `environment()` turns it back into variables for a child process."""
+
+    model_config = SettingsConfigDict(env_prefix="ARKOR_RAY_", extra="forbid", frozen=True, protected_namespaces=())
+
+    data_dir: Path = Field(default=Path(".arkor-ray"), description="Database, objects and caches of the embedded default.")
+    database_url: str = Field(default="", description="sqlite:///PATH or postgresql://…; empty: SQLite in data_dir.")
+    storage_url: str = Field(default="", description="file:///DIR or s3://BUCKET/PREFIX; empty: a folder in data_dir.")
+    s3_endpoint_url: str | None = Field(default=None, description="For S3 other than AWS: MinIO, Ceph, R2.")
+    cache_dir: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arkor-ray",
+        description="Made once per machine and shared by instances: the demo base model.",
+    )
+
+    cluster: bool = Field(default=False, description="Several nodes: SQLite and local directories are refused.")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    public_url: str | None = Field(default=None, description="How clients reach the API; empty: http://HOST:PORT.")
+    anonymous: bool = Field(default=True, description="Whether POST /v1/auth/anonymous mints tokens.")
+    token_days: int = Field(default=90, ge=1, description="Life of an anonymous token.")
+
+    models: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="The catalogue, `NAME` or `NAME=MODEL` separated by commas; MODEL is a Hub id or an absolute directory. "
+        "`*` admits every Hub id.",
+    )
+    models_allow_local_paths: bool = Field(default=False, description="Jobs may name an absolute directory as model.")
+    datasets_allow_private_hosts: bool = Field(default=False, description="Dataset URLs may lead to private addresses.")
+    datasets_allow_local_paths: bool = Field(default=False, description="Dataset URLs may be file:///….")
+    datasets_max_bytes: int = Field(default=2 * 2**30, ge=1)
+    datasets_timeout_s: float = Field(default=600.0, gt=0)
+
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    max_queued_jobs: int = Field(default=1000, ge=1, description="Unfinished jobs per organisation.")
+    max_workers_per_job: int = Field(default=64, ge=1)
+    max_running_jobs: int = Field(default=8, ge=1, description="Jobs launched at a time; the others wait as queued.")
+    job_max_retries: int = Field(default=5, ge=0, description="Relaunches of a job after an infrastructure failure.")
+    cancel_grace_s: float = Field(default=20.0, gt=0, description="Time for a cancelled job to save and stop by itself.")
+    checkpoint_ready_timeout_s: float = Field(
+        default=240.0, gt=0, description="How long checkpoint.saved waits for serving before it goes out with ready false."
+    )
+    serving_slots: int = Field(default=8, ge=1, description="Adapters on the device at a time, per replica.")
+    serving_rows: int = Field(default=16, ge=1, description="Requests decoded at a time, per replica.")
+    serving_max_length: int = Field(default=4096, ge=16, description="Longest prompt plus answer, in tokens.")
+    serving_replicas: int = Field(default=1, ge=1)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _catalogue(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = (entry.strip().partition("=") for entry in value.split(",") if entry.strip())
+        return {name.strip(): (model.strip() or name.strip()) for name, _, model in pairs}
+
+    @field_validator("models", mode="after")
+    @classmethod
+    def _models_exist(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, model in value.items():
+            if model == "*" or HUB_ID.fullmatch(model):
+                continue
+            if not (model.startswith("/") and (Path(model) / "config.json").is_file()):
+                raise ValueError(f"{name}={model}: must be a Hub id (owner/name) or an absolute directory with a config.json")
+        return value
+
+    @field_validator("data_dir", "cache_dir", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_empty_strings(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _defaults_and_combinations(self) -> Settings:
+        fill = object.__setattr__
+        if not self.database_url:
+            fill(self, "database_url", f"sqlite:///{self.data_dir / 'arkor.db'}")
+        if not self.storage_url:
+            fill(self, "storage_url", f"file://{self.data_dir / 'storage'}")
+        scheme = urlsplit(self.database_url).scheme
+        if scheme.split("+")[0] not in ("sqlite", "postgresql", "postgres"):
+            raise ValueError(f"ARKOR_RAY_DATABASE_URL: {scheme}:// is not supported; use sqlite:///PATH or postgresql://…")
+        storage = urlsplit(self.storage_url)
+        if storage.scheme not in ("file", "s3") or (storage.scheme == "s3" and not storage.netloc):
+            raise ValueError("ARKOR_RAY_STORAGE_URL: use file:///absolute/dir or s3://bucket/prefix")
+        if storage.scheme == "file" and (storage.netloc or not storage.path.startswith("/")):
+            raise ValueError("ARKOR_RAY_STORAGE_URL: a local directory is file:///absolute/dir, with three slashes")
+        if self.cluster and scheme.startswith("sqlite"):
+            raise ValueError(
+                "ARKOR_RAY_CLUSTER=1 with SQLite: processes on other nodes cannot reach a file on this one; "
+                "set ARKOR_RAY_DATABASE_URL=postgresql://…"
+            )
+        if self.cluster and storage.scheme == "file":
+            raise ValueError(
+                "ARKOR_RAY_CLUSTER=1 with a local directory: checkpoints would stay on the node that wrote them; "
+                "set ARKOR_RAY_STORAGE_URL=s3://bucket/prefix"
+            )
+        if self.s3_endpoint_url and storage.scheme != "s3":
+            raise ValueError("ARKOR_RAY_S3_ENDPOINT_URL is set, but ARKOR_RAY_STORAGE_URL is not s3://bucket/prefix")
+        return self
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """From the environment, `overrides` first. Raises InvalidRequestError with one sentence."""
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = f"ARKOR_RAY_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
+            raise InvalidRequestError(name + first["msg"].removeprefix("Value error, ")) from error
+
+    def environment(self) -> dict[str, str]:
+        """Variables under which `load()` in another process gives the same settings."""
+        values: dict[str, str] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, dict):
+                value = ",".join(f"{k}={v}" for k, v in value.items())
+            elif isinstance(value, bool):
+                value = int(value)
+            values[f"ARKOR_RAY_{name.upper()}"] = str(value)
+        return values
+
+    @property
+    def api_url(self) -> str:
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def demo_base_cache(self) -> Path:
+        return self.cache_dir / "demo-base"
+
+    def model_names(self) -> list[str]:
+        """What the catalogue accepts, for error messages and `GET /v1/models`."""
+        return [name for name in self.models if name != "*"]
+
+    def resolve_model(self, name: str) -> str:
+        """Where a catalogue name is loaded from: a Hub id or an absolute directory.
+
+        Names compare case-insensitively, as the contract asks. Raises ModelError that lists what is accepted.
+        """
+        by_name = {alias.lower(): model for alias, model in self.models.items() if alias != "*"}
+        found = by_name.get(name.strip().lower())
+        if found is not None:
+            return found
+        if name.startswith("/"):
+            return self._local_model(name)
+        if "*" in self.models and HUB_ID.fullmatch(name):
+            return name
+        raise ModelError(
+            f"model {name!r} is not in this server's catalogue; it has {', '.join(self.model_names()) or 'none'}. "
+            "The operator adds one with --alias NAME=MODEL or ARKOR_RAY_MODELS=NAME=MODEL",
+            param="config.model",
+        )
+
+    def _local_model(self, name: str) -> str:
+        if not self.models_allow_local_paths:
+            raise ModelError(
+                f"model {name!r} is a local path, which this server does not accept; "
+                "the operator allows it with ARKOR_RAY_MODELS_ALLOW_LOCAL_PATHS=1",
+                param="config.model",
+            )
+        if not (Path(name) / "config.json").is_file():
+            raise ModelError(f"model {name!r} is not a model directory: it has no config.json", param="config.model")
+        return str(Path(name))
