@@ -53,18 +53,17 @@ class Database:
         from alembic.config import Config
 
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        # Configuration files interpolate "%", and so does this one that is not a file.
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         with self.engine.connect() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_lock(827364)"))
-            config.attributes["connection"] = connection
-            try:
-                command.upgrade(config, "head")
-                connection.commit()
-            finally:
+            # All revisions are one transaction, which a second process waits for: SQLite locks the file when it begins,
+            # PostgreSQL by a lock that ends with it.
+            connection = connection.execution_options(sqlite_begin="IMMEDIATE")
+            with connection.begin():
                 if connection.dialect.name == "postgresql":
-                    connection.rollback()
-                    connection.execute(text("SELECT pg_advisory_unlock(827364)"))
+                    connection.execute(text("SELECT pg_advisory_xact_lock(827364)"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
 
     def close(self) -> None:
         self.engine.dispose()

@@ -1,0 +1,1 @@
+"""The schema's history, for alembic; applied by `Database.migrate()`."""

@@ -1,0 +1,1 @@
+"""One module per revision, each on top of the one before."""

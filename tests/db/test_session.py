@@ -1,0 +1,64 @@
+"""Opening the database: transactions that are all or nothing, writers that wait for each other."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import func, select
+
+from arkor_ray.db.session import Database
+from arkor_ray.db.tables import OrgRow
+
+
+def test_write_commits(db: Database) -> None:
+    with db.write() as session:
+        session.add(OrgRow(slug="a", name="A"))
+    assert slugs(db) == ["a"]
+
+
+def test_write_rolls_back_on_any_exception(db: Database) -> None:
+    with pytest.raises(KeyboardInterrupt), db.write() as session:
+        session.add(OrgRow(slug="a", name="A"))
+        session.flush()
+        raise KeyboardInterrupt
+    assert slugs(db) == []
+
+
+def test_reader_does_not_wait_for_a_writer_and_sees_nothing_unfinished(db: Database) -> None:
+    with db.write() as session:
+        session.add(OrgRow(slug="a", name="A"))
+        session.flush()
+        assert slugs(db) == []
+    assert slugs(db) == ["a"]
+
+
+def test_writers_that_read_before_they_write_do_not_fail_each_other(db: Database) -> None:
+    """A deferred transaction on SQLite would fail with "database is locked" as soon as two upgrade at once."""
+    workers, each = 8, 10
+    together = threading.Barrier(workers)
+
+    def add(worker: int) -> None:
+        together.wait()
+        for number in range(each):
+            with db.write() as session:
+                session.scalar(select(func.count()).select_from(OrgRow))
+                session.add(OrgRow(slug=f"{worker}-{number}", name="A"))
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(add, range(workers)))
+    assert len(slugs(db)) == workers * each
+
+
+def test_times_come_back_aware_and_in_utc(db: Database) -> None:
+    with db.write() as session:
+        session.add(OrgRow(slug="a", name="A"))
+    with db.read() as session:
+        created = session.scalars(select(OrgRow)).one().created_at
+    assert created.utcoffset() is not None and not created.utcoffset()
+
+
+def slugs(db: Database) -> list[str]:
+    with db.read() as session:
+        return list(session.scalars(select(OrgRow.slug).order_by(OrgRow.slug)))
