@@ -1,0 +1,80 @@
+"""The interface of object storage, and how a storage URL becomes a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a store knows about an object without reading it; `size` in bytes, `modified` with its time zone."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
+class ObjectStore(Protocol):
+    """Bytes under keys such as `adapters/<id>/manifest.json`. All methods block and may be called from any thread.
+
+    A reader sees a whole object or none: no method leaves a part of one under its key, whatever dies in the middle.
+    Faults of the store raise `StorageError`, those of a local file outside it `OSError`, and keys that break the rules
+    of `keys.check_key` `ValueError`.
+    Stores can be pickled; the copy opens its own connections.
+    """
+
+    url: str
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Stores `data`. With `if_absent`, of any number of writers exactly one succeeds; the others get
+        `ObjectExistsError`, as does everyone who comes later."""
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Stores the content of a local file, large ones in parallel parts."""
+
+    def get(self, key: str) -> bytes:
+        """The content; `ObjectNotFoundError` when there is none."""
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Writes the content to `path`, whose folder is made; `path` is untouched unless all of it arrived."""
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """Size and time of the object, None when there is none."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix` ("" for all), sorted by key."""
+
+    def delete(self, key: str) -> None:
+        """Removes the object; nothing happens when there is none."""
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Removes every object under `prefix`, which ends with "/", one by one and in no promised order."""
+
+
+def open_store(url: str, *, endpoint_url: str | None = None) -> ObjectStore:
+    """The store behind `file:///absolute/directory` or `s3://bucket/prefix`; opening one makes no request.
+
+    `endpoint_url` is for S3 services other than AWS. Raises `ValueError` for any other URL, `ImportError` when the
+    package that an S3 store needs is not installed.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        from arkor_ray.storage.local import LocalStore
+
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise ValueError(f"Storage URL {url!r} names no absolute directory. Write file:///absolute/directory.")
+        return LocalStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3":
+        from arkor_ray.storage.s3 import S3Store
+
+        # Not parts.netloc and parts.path: these would drop what follows "?" or "#" in a prefix.
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        return S3Store(bucket, prefix, endpoint_url=endpoint_url)
+    raise ValueError(
+        f"Storage URL {url!r} is of no known kind. Write file:///absolute/directory or s3://bucket/prefix."
+    )

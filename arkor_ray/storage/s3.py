@@ -1,0 +1,314 @@
+"""Objects in a bucket of an S3 service: AWS, or anything that speaks its protocol (Ceph, MinIO, R2, ...)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError
+from arkor_ray.storage.atomic_file import replacing
+from arkor_ray.storage.keys import check_folder, check_key, check_prefix
+from arkor_ray.storage.object_store import ObjectInfo
+from arkor_ray.storage.retry import RetryPolicy
+from arkor_ray.storage.s3_requests import ClientError, S3Requests, error_code, error_status
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S")
+T = TypeVar("T")
+Part = tuple[int, int]  # where it starts and how long it is, in bytes
+
+# Objects up to this size go in one request, both ways.
+SINGLE_REQUEST_BYTES = 16 << 20
+PART_BYTES = 8 << 20
+MAX_PARTS = 10_000
+PARALLEL_PARTS = 8
+# Names the upload that made an object, for the case that the answer to the upload's last request is lost.
+_UPLOAD_METADATA = "arkor-upload"
+
+
+class S3Store:
+    """An `ObjectStore` in `bucket`, which must exist, with every key below `prefix`.
+
+    Transfers of more than 16 MiB go in parallel parts, each retried on its own, so an outage repeats a few parts and
+    not the file (boto3's own transfer manager starts the file again). A process killed in the middle of a large upload
+    leaves parts that are visible to nobody but cost room; a lifecycle rule (AbortIncompleteMultipartUpload) on the
+    bucket clears them.
+    """
+
+    def __init__(
+        self, bucket: str, prefix: str = "", *, endpoint_url: str | None = None, retry: RetryPolicy | None = None
+    ) -> None:
+        if not bucket:
+            raise ValueError("The storage URL names no bucket. Write s3://bucket/prefix.")
+        prefix = prefix.strip("/")
+        retry = retry or RetryPolicy()
+        self._arguments = (bucket, prefix, endpoint_url, retry)
+        self._prefix = check_prefix(prefix and prefix + "/")
+        self._bucket = bucket
+        # Twice, so that a transfer does not make small requests wait for a connection.
+        self._requests = S3Requests(bucket, endpoint_url, retry, connections=2 * PARALLEL_PARTS)
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._arguments
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        name = self._name(key)
+        if if_absent:
+            self._put_if_absent(name, data)
+        elif len(data) <= SINGLE_REQUEST_BYTES:
+            self._requests.send("put", name, lambda s3, _: self._put_object(s3, name, data))
+        else:
+            view = memoryview(data)
+            self._put_parts(name, len(data), lambda start, length: bytes(view[start : start + length]))
+
+    def put_file(self, key: str, path: Path) -> None:
+        name = self._name(key)
+        with path.open("rb") as file:
+            fd = file.fileno()
+            size = os.fstat(fd).st_size
+
+            def read(start: int, length: int) -> bytes:
+                data = os.pread(fd, length, start)
+                if len(data) != length:
+                    raise StorageError(f"{path} became shorter while it was being uploaded.")
+                return data
+
+            if size <= SINGLE_REQUEST_BYTES:
+                data = read(0, size)
+                self._requests.send("put", name, lambda s3, _: self._put_object(s3, name, data))
+            else:
+                self._put_parts(name, size, read)
+
+    def get(self, key: str) -> bytes:
+        small, size, etag = self._begin_get(self._name(key))
+        if small is not None:
+            return small
+        content = bytearray(size)
+
+        def keep(start: int, data: bytes) -> None:
+            content[start : start + len(data)] = data
+
+        self._get_parts(self._name(key), size, etag, keep)
+        return bytes(content)
+
+    def get_file(self, key: str, path: Path) -> None:
+        small, size, etag = self._begin_get(self._name(key))
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            if small is not None:
+                file.write(small)
+            else:
+                fd = file.fileno()
+                self._get_parts(self._name(key), size, etag, lambda start, data: _write_all(fd, data, start))
+
+    def head(self, key: str) -> ObjectInfo | None:
+        name = self._name(key)
+        try:
+            answer = self._requests.send("head", name, lambda s3, _: s3.head_object(Bucket=self._bucket, Key=name))
+        except ObjectNotFoundError:
+            return None
+        return ObjectInfo(key, answer["ContentLength"], answer["LastModified"])
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        name = self._prefix + check_prefix(prefix)
+        # The service sorts, by the bytes of the key. Pages go on from a key: a token may expire while the caller works.
+        last = ""
+        while True:
+            page = self._requests.send(
+                "list",
+                name,
+                lambda s3, _, last=last: s3.list_objects_v2(Bucket=self._bucket, Prefix=name, StartAfter=last),  # type: ignore[misc]
+            )
+            for found in page.get("Contents", []):
+                last = found["Key"]
+                yield ObjectInfo(last.removeprefix(self._prefix), found["Size"], found["LastModified"])
+            if not page["IsTruncated"]:
+                return
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        try:
+            self._requests.send("delete", name, lambda s3, _: s3.delete_object(Bucket=self._bucket, Key=name))
+        except ObjectNotFoundError:
+            return  # some services say so
+
+    def delete_prefix(self, prefix: str) -> None:
+        check_folder(prefix)
+        # One by one: not every service has the request for many, nor the checksum that boto3 sends with it.
+        _in_parallel(lambda info, _: self.delete(info.key), self.list(prefix))
+
+    def _name(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _put_object(self, s3: S3Client, name: str, data: bytes, **extra: Any) -> None:
+        s3.put_object(Bucket=self._bucket, Key=name, Body=data, ContentMD5=_md5(data), **extra)
+
+    def _put_if_absent(self, name: str, data: bytes) -> None:
+        """In one request of at most 5 GiB: services may ignore the condition at the end of a multipart upload."""
+
+        def put(s3: S3Client, failures: int) -> None:
+            try:
+                self._put_object(s3, name, data, IfNoneMatch="*")
+            except ClientError as error:
+                if error_status(error) != 412:
+                    raise
+                if not (failures and self._holds(s3, name, data)):
+                    raise ObjectExistsError(f"There is already an object {self._requests.describe(name)}.") from error
+                # An earlier send of ours arrived and only its answer was lost.
+
+        self._requests.send("conditional put", name, put)
+
+    def _holds(self, s3: S3Client, name: str, data: bytes) -> bool:
+        try:
+            answer = s3.get_object(Bucket=self._bucket, Key=name)
+        except ClientError as error:
+            if error_code(error) == "NoSuchKey":
+                return False
+            raise
+        with closing(answer["Body"]) as body:
+            return answer["ContentLength"] == len(data) and body.read() == data
+
+    def _put_parts(self, name: str, size: int, read: Callable[[int, int], bytes]) -> None:
+        """Uploads `size` bytes, which `read(start, length)` returns piece by piece, from any thread."""
+        token = uuid.uuid4().hex
+        upload_id = self._requests.send(
+            "put",
+            name,
+            lambda s3, _: s3.create_multipart_upload(Bucket=self._bucket, Key=name, Metadata={_UPLOAD_METADATA: token})[
+                "UploadId"
+            ],
+        )
+
+        def put_part(numbered: tuple[int, Part], stop: Event) -> CompletedPartTypeDef:
+            number, (start, length) = numbered
+            data = read(start, length)
+            answer = self._requests.send(
+                f"put of part {number}",
+                name,
+                lambda s3, _: s3.upload_part(
+                    Bucket=self._bucket,
+                    Key=name,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    Body=data,
+                    ContentMD5=_md5(data),
+                ),
+                stop=stop,
+            )
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        def complete(s3: S3Client, failures: int) -> None:
+            try:
+                s3.complete_multipart_upload(
+                    Bucket=self._bucket, Key=name, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                )
+            except ClientError as error:
+                # Done by an earlier send whose answer was lost?
+                if not (failures and error_code(error) == "NoSuchUpload" and self._was_made_by(s3, name, token)):
+                    raise
+
+        try:
+            parts = _in_parallel(put_part, enumerate(_parts(size), start=1))
+            self._requests.send("put", name, complete)
+        except BaseException:
+            self._abort(name, upload_id)
+            raise
+
+    def _was_made_by(self, s3: S3Client, name: str, token: str) -> bool:
+        try:
+            metadata = s3.head_object(Bucket=self._bucket, Key=name)["Metadata"]
+        except ClientError as error:
+            if error_status(error) == 404:
+                return False
+            raise
+        return metadata.get(_UPLOAD_METADATA) == token
+
+    def _abort(self, name: str, upload_id: str) -> None:
+        """Gives the parts' room back, with one try: the reason for giving up is the news, not this."""
+        try:
+            self._requests.client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
+        except Exception as error:
+            logger.warning("The parts of an upload to %s stay behind: %s", self._requests.describe(name), error)
+
+    def _begin_get(self, name: str) -> tuple[bytes | None, int, str]:
+        """The content of an object of up to `SINGLE_REQUEST_BYTES`, else None; its size; its version."""
+
+        def get(s3: S3Client, _: int) -> tuple[bytes | None, int, str]:
+            answer = s3.get_object(Bucket=self._bucket, Key=name)
+            # Not `with answer["Body"]`: that gives the stream below, whose errors are urllib3's and not boto's.
+            with closing(answer["Body"]) as body:
+                size = answer["ContentLength"]
+                return (body.read() if size <= SINGLE_REQUEST_BYTES else None), size, answer["ETag"]
+
+        return self._requests.send("get", name, get)
+
+    def _get_parts(self, name: str, size: int, etag: str, keep: Callable[[int, bytes], object]) -> None:
+        """Calls `keep(start, data)` for every part, from several threads at once."""
+
+        def get_part(part: Part, stop: Event) -> None:
+            start, length = part
+
+            def get(s3: S3Client, _: int) -> bytes:
+                answer = s3.get_object(Bucket=self._bucket, Key=name, Range=f"bytes={start}-{start + length - 1}")
+                with closing(answer["Body"]) as body:
+                    # Compared here, because not every service understands If-Match alike.
+                    if answer["ETag"] != etag:
+                        raise StorageError(f"{self._requests.describe(name)} was replaced while it was being read.")
+                    return body.read()
+
+            data = self._requests.send(f"get from byte {start}", name, get, stop=stop)
+            if len(data) != length:
+                raise StorageError(f"{self._requests.describe(name)}: got {len(data)} bytes instead of {length}.")
+            keep(start, data)
+
+        _in_parallel(get_part, _parts(size))
+
+
+def _rebuild(bucket: str, prefix: str, endpoint_url: str | None, retry: RetryPolicy) -> S3Store:
+    return S3Store(bucket, prefix, endpoint_url=endpoint_url, retry=retry)
+
+
+def _parts(size: int) -> Iterator[Part]:
+    length = max(PART_BYTES, -(-size // MAX_PARTS))
+    return ((start, min(length, size - start)) for start in range(0, size, length))
+
+
+def _in_parallel(work: Callable[[S, Event], T], items: Iterable[S]) -> list[T]:
+    """`work(item, stop)` for every item, in their order; the first one that fails stops the others and is raised."""
+    stop = Event()
+    with ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="s3-part") as pool:
+        futures = [pool.submit(work, item, stop) for item in items]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            for future in futures:
+                future.cancel()
+
+
+def _write_all(fd: int, data: bytes, start: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, start)
+        view, start = view[written:], start + written
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

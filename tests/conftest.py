@@ -1,0 +1,65 @@
+"""Fixtures that every part of the suite may ask for. Real servers start once a session, and only when a test asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.servers.ceph import running_ceph
+from tests.servers.postgres import running_postgres
+from tests.servers.processes import ServerMissingError, required
+from tests.servers.s3 import S3Endpoint, running_moto
+
+
+@pytest.fixture(scope="session")
+def ceph_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
+    """A real S3 service: the one that ARKOR_RAY_TEST_S3 names, else a Ceph of our own."""
+    given = os.environ.get("ARKOR_RAY_TEST_S3")
+    if given:
+        yield S3Endpoint.from_json(given)
+        return
+    try:
+        with running_ceph(tmp_path_factory.mktemp("ceph")) as endpoint:
+            yield endpoint
+    except ServerMissingError as error:
+        _skip_or_fail(error)
+
+
+@pytest.fixture(scope="session")
+def moto_s3() -> Iterator[S3Endpoint]:
+    """An imitation of S3 in this process."""
+    with running_moto() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(request: pytest.FixtureRequest) -> S3Endpoint:
+    """The best S3 service to be had: a real one, else moto's (`.real` tells)."""
+    try:
+        return request.getfixturevalue("ceph_s3")
+    except pytest.skip.Exception:
+        return request.getfixturevalue("moto_s3")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A real, empty PostgreSQL: the one that ARKOR_RAY_TEST_POSTGRES_URL names, else one of our own."""
+    given = os.environ.get("ARKOR_RAY_TEST_POSTGRES_URL")
+    if given:
+        yield given
+        return
+    try:
+        with TemporaryDirectory(prefix="postgres-") as folder, running_postgres(Path(folder)) as url:
+            yield url
+    except ServerMissingError as error:
+        _skip_or_fail(error)
+
+
+def _skip_or_fail(error: ServerMissingError) -> None:
+    if required():
+        pytest.fail(f"CI_REQUIRE_SERVERS=1, but {error}")
+    pytest.skip(str(error))
