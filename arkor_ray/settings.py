@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     cancel_grace_s: float = Field(default=20.0, gt=0, description="Time for a cancelled job to save and stop by itself.")
     checkpoint_ready_timeout_s: float = Field(
         default=240.0, gt=0, description="How long checkpoint.saved waits for serving before it goes out with ready false."
+    )
+    default_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Of base models where a job says nothing; auto: bf16 with GPUs, fp32 without."
     )
     serving_slots: int = Field(default=8, ge=1, description="Adapters on the device at a time, per replica.")
     serving_rows: int = Field(default=16, ge=1, description="Requests decoded at a time, per replica.")

@@ -1,0 +1,229 @@
+"""The embedded default: one Ray of our own on this machine, for one data directory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from arkor_ray.errors import ConflictError, ServiceUnavailableError
+from arkor_ray.settings import Settings
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 10.0
+MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job fit on the smallest laptop
+
+
+class Instance:
+    """Holds a data directory for this process: `instance.json` says who runs there, a lock says that it still does."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / "instance.json"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+")
+
+    def __enter__(self) -> Instance:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = read_instance(self._path.parent) or {}
+            raise ConflictError(
+                f"An arkor-ray (pid {running.get('pid', '?')}) already runs in {self._path.parent}; "
+                "end it with `arkor-ray down`, or choose another --data-dir"
+            ) from None
+        self.announce(None)
+        return self
+
+    def announce(self, url: str | None) -> None:
+        """Writes who runs here; `url` once every part answers."""
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump({"pid": os.getpid(), "url": url}, self._file)
+        self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.close()
+
+
+def read_instance(data_dir: Path) -> dict[str, Any] | None:
+    """Who runs in a data directory, or None. A file left behind by a killed process counts as nobody."""
+    path = data_dir / "instance.json"
+    if not path.exists():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            text = file.read()
+            return json.loads(text) if text else {"pid": 0, "url": None}
+    return None
+
+
+class LocalRay:
+    """A Ray head of our own, or a connection to a given one. As a context manager it starts, connects, and ends it.
+
+    Attributes:
+        settings: with what depends on the machine filled in (workers per job).
+    """
+
+    def __init__(self, settings: Settings, address: str | None = None) -> None:
+        self._address = address
+        self._process: subprocess.Popen[bytes] | None = None
+        self._temp_dir: Path | None = None
+        cpus = max(MIN_CPUS, os.cpu_count() or 1)
+        self._cpus = cpus
+        if "ARKOR_RAY_MAX_WORKERS_PER_JOB" not in os.environ and address is None:
+            settings = settings.model_copy(update={"max_workers_per_job": cpus})
+        self.settings = settings
+
+    def __enter__(self) -> LocalRay:
+        # Every process of this Ray inherits these: workers, drivers and replicas read the same settings.
+        os.environ.update(self.settings.environment())
+        _check_free(self.settings.host, self.settings.port)
+        try:
+            address = self._address or self._start_head()
+            self._connect(address)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def wait(self) -> None:
+        """Blocks while Ray runs. Raises ServiceUnavailableError when it ends by itself."""
+        while self._process is None or self._process.poll() is None:
+            time.sleep(0.5)
+        raise ServiceUnavailableError(f"Ray ended with code {self._process.returncode}; its logs are in {self._log_path()}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        from arkor_ray import service
+
+        service.stop()
+        self._end()
+
+    def _start_head(self) -> str:
+        """Starts `ray start --head --block` as a child; returns its GCS address."""
+        gcs, dashboard, agent, client = free_ports(4)
+        # Not under data_dir: Ray's socket paths must stay below 107 characters.
+        self._temp_dir = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
+        environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        os.environ.update({k: environment[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")})
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+        command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--include-log-monitor=false"]
+        command += [f"--num-cpus={self._cpus}", f"--temp-dir={self._temp_dir}", f"--ray-client-server-port={client}"]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one: two instances must not share a range
+        with self._log_path().open("wb") as log:
+            # A session of its own: Ctrl-C in the terminal is for us, and we end Ray in our order.
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        host = _own_address()
+        self._await_port(host, gcs)
+        return f"{host}:{gcs}"
+
+    def _await_port(self, host: str, port: int) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            if "Ray runtime started" in self._log_path().read_text(errors="replace"):
+                return
+            time.sleep(0.1)
+        tail = "\n".join(self._log_path().read_text(errors="replace").splitlines()[-15:])
+        raise ServiceUnavailableError(f"Ray did not start at {host}:{port}; {self._log_path()} ends with:\n{tail}")
+
+    def _connect(self, address: str) -> None:
+        import ray
+
+        from arkor_ray.jobs.controller import NAMESPACE
+
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+
+    def _end(self) -> None:
+        """Disconnects and ends the Ray we started: politely, then every process that is left of it."""
+        import ray
+
+        with contextlib.suppress(Exception):  # Ray may be gone already, which is what we want
+            ray.shutdown()
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._temp_dir is not None
+        _kill_leftovers(self._temp_dir)
+        shutil.rmtree(self._temp_dir, ignore_errors=True)
+        self._process = None
+
+    def _log_path(self) -> Path:
+        return self.settings.data_dir / "ray.log"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConflictError(f"--port {port} on {host}: {error.strerror}; choose another port") from error
+
+
+def _own_address() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGTERM when the parent dies, so that a killed `up` leaves no Ray behind. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _kill_leftovers(temp_dir: Path) -> None:
+    """Kills processes whose command line names our Ray's own directory: only ours ever do."""
+    if sys.platform != "linux":
+        return
+    marker = str(temp_dir).encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # it ended while we looked
+            if marker in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)

@@ -1,0 +1,249 @@
+"""The loop that carries jobs through their life: a detached Ray actor, restarted by Ray, holding a lease in the database.
+
+Nothing it remembers matters: each turn reads the database, asks Ray about each open job's submission, lets
+`decision.decide` say what to do, and does it. It also starts the serving application of a job's base model, so that it is up
+before the first checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from arkor_ray.db import jobs, leases
+from arkor_ray.db.session import Database
+from arkor_ray.db.tables import JobRow
+from arkor_ray.errors import ArkorError
+from arkor_ray.events import publisher
+from arkor_ray.jobs import decision
+from arkor_ray.jobs.decision import SubmissionState
+from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.schemas import event
+from arkor_ray.schemas.base import utcnow
+from arkor_ray.schemas.job import JobConfig, JobStatus
+from arkor_ray.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "arkor"
+NAME = "arkor-controller"
+LEASE = "controller"
+TURN_S = 0.5
+LEASE_S = 5.0
+
+
+class Reconciler:
+    """One turn of the loop at a time, against any Launcher; the actor below turns it for ever."""
+
+    def __init__(self, settings: Settings, db: Database, launcher: Launcher, serving: Serving | None = None) -> None:
+        self._settings = settings
+        self._db = db
+        self._launcher = launcher
+        self._serving = serving
+        self._holder = str(uuid.uuid4())
+        self._limits = decision.Limits(settings.job_max_retries, settings.cancel_grace_s)
+
+    def turn(self) -> bool:
+        """Looks at every open job once. False if another controller holds the lease."""
+        with self._db.write() as session:
+            if not leases.hold(session, LEASE, self._holder, LEASE_S):
+                return False
+        with self._db.read() as session:
+            open_jobs = jobs.to_reconcile(session)
+        free = self._settings.max_running_jobs - sum(
+            job.submission_id is not None and not JobStatus(job.status).is_terminal for job in open_jobs
+        )
+        for job in open_jobs:
+            try:
+                launched = self._advance(job, may_launch=free > 0)
+            except (ArkorError, SQLAlchemyError, RuntimeError, OSError):
+                logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
+                continue
+            free -= launched
+        return True
+
+    def release(self) -> None:
+        with self._db.write() as session:
+            leases.release(session, LEASE, self._holder)
+
+    def _advance(self, job: JobRow, *, may_launch: bool) -> bool:
+        """Does what `decide` says; True if that launched an attempt."""
+        state, detail = SubmissionState.MISSING, ""
+        if job.submission_id is not None:
+            state, detail = self._launcher.state(job.submission_id)
+        action = decision.decide(_view(job), state, utcnow(), self._limits, detail)
+        match action:
+            case decision.Launch(attempt) if may_launch:
+                return self._launch(job, attempt)
+            case decision.Relaunch(retry_at, charged, reason):
+                logger.warning("Job %s: %s; launching again", job.id, reason)
+                with self._db.write() as session:
+                    jobs.charge_retry(session, job.id, attempt=job.attempt, retry_at=retry_at, charged=charged)
+            case decision.GiveUp(error):
+                self._fail(job, error)
+            case decision.Stop(submission):
+                logger.warning("Job %s is %s; stopping its submission %s", job.id, job.status, submission)
+                self._launcher.stop(submission)
+            case decision.Settle():
+                with self._db.write() as session:
+                    jobs.mark_stopped(session, job.id)
+        return False
+
+    def _launch(self, job: JobRow, attempt: int) -> bool:
+        # The claim comes first: if we die after it, the next turn finds no such submission and launches attempt + 1.
+        with self._db.write() as session:
+            submission = submission_id(job.id, attempt)
+            if not jobs.claim_attempt(session, job.id, attempt=attempt, submission_id=submission):
+                return False
+        logger.info("Job %s: launching attempt %d", job.id, attempt)
+        self._launcher.submit(job.id, attempt, {})
+        if self._serving is not None:
+            config = JobConfig.parse(job.config)
+            precision = self._serving.precision_of(config)
+            self._serving.prefetch(self._settings.resolve_model(config.model), precision)
+        return True
+
+    def _fail(self, job: JobRow, error: str) -> None:
+        with self._db.write() as session:
+            publisher.finish(
+                session, job.id, JobStatus.FAILED, type=event.FAILED, fields={"error": error, "step": None}, error=error
+            )
+
+
+class Serving:
+    """Starts serving applications, one per base model and precision; concurrent callers share one start."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._starts: dict[str, Future[None]] = {}
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="serving")
+
+    def default_precision(self) -> str:
+        """The precision of a base model where nothing is said: bf16 if the cluster has GPUs, else fp32."""
+        if self._settings.default_precision != "auto":
+            return self._settings.default_precision
+        import ray
+
+        return "bf16" if ray.cluster_resources().get("GPU", 0) > 0 else "fp32"
+
+    def precision_of(self, config: JobConfig) -> str:
+        """The base precision that a job trains on, and that its adapters are therefore served on."""
+        return "nf4" if config.load_in_4bit else config.precision or self.default_precision()
+
+    def prefetch(self, base_model: str, base_precision: str) -> None:
+        """Begins to start the application and returns; a failure is logged here and told to whoever needs it later."""
+        self._start(base_model, base_precision).add_done_callback(_log_failure)
+
+    def ensure(self, base_model: str, base_precision: str) -> None:
+        """Returns once the application runs. Raises what its start raised."""
+        self._start(base_model, base_precision).result()
+
+    def _start(self, base_model: str, base_precision: str) -> Future[None]:
+        from arkor_ray.serving.app import application_name
+
+        name = application_name(base_model, base_precision)
+        with self._lock:
+            start = self._starts.get(name)
+            if start is None or start.done():  # a done one proves nothing about now: the application may be gone
+                start = self._starts[name] = self._pool.submit(self._run, name, base_model, base_precision)
+            return start
+
+    def _run(self, name: str, base_model: str, base_precision: str) -> None:
+        from ray import serve
+        from ray.serve.schema import ApplicationStatus
+
+        from arkor_ray.serving.app import build_app, inference_args
+
+        application = serve.status().applications.get(name)
+        if application is not None and application.status == ApplicationStatus.RUNNING:
+            return
+        logger.info("Starting serving application %s for %s (%s)", name, base_model, base_precision)
+        serve.run(build_app(inference_args(self._settings, base_model, base_precision)), name=name, route_prefix=None)
+
+
+class Controller:
+    """The actor: turns the Reconciler in a thread and answers those who need a serving application."""
+
+    def __init__(self) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._settings = Settings.load()
+        self._serving = Serving(self._settings)
+        self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+        self._thread.start()
+
+    def ping(self) -> bool:
+        """True while the loop runs."""
+        return self._thread.is_alive()
+
+    def ensure_serving(self, base_model: str, base_precision: str) -> None:
+        """Returns once the serving application of this base model runs."""
+        self._serving.ensure(base_model, base_precision)
+
+    def default_precision(self) -> str:
+        return self._serving.default_precision()
+
+    def driver_logs(self, submission: str) -> str:
+        """What a job's driver printed."""
+        return RayJobsLauncher().logs(submission)
+
+    def stop(self) -> None:
+        """Ends the loop and gives up the lease; for a clean shutdown of the service."""
+        self._stopping.set()
+        self._stopped.wait(10)
+
+    def _loop(self) -> None:
+        db = Database(self._settings.database_url)
+        reconciler: Reconciler | None = None
+        while not self._stopping.is_set():
+            try:
+                if reconciler is None:
+                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(), self._serving)
+                reconciler.turn()
+            except (SQLAlchemyError, ConnectionError, RuntimeError):
+                logger.exception("The controller's turn failed; the next one tries again")
+            self._stopping.wait(TURN_S)
+        if reconciler is not None:
+            reconciler.release()
+        self._stopped.set()
+
+
+def ensure_controller() -> Any:
+    """The controller's actor handle, started if it does not run yet."""
+    import ray
+
+    options: dict[str, Any] = {
+        "name": NAME,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": 64,
+    }
+    return ray.remote(Controller).options(**options).remote()
+
+
+def _view(job: JobRow) -> decision.JobView:
+    return decision.JobView(
+        id=job.id,
+        status=JobStatus(job.status),
+        attempt=job.attempt,
+        submission_id=job.submission_id,
+        retries=job.retries,
+        retry_at=job.retry_at,
+        completed_at=job.completed_at,
+    )
+
+
+def _log_failure(start: Future[None]) -> None:
+    if error := start.exception():
+        logger.error("A serving application did not start: %s", error, exc_info=error)

@@ -1,0 +1,122 @@
+"""What to do next for one job: a pure function of what the database says and what Ray says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from arkor_ray.schemas.job import JobStatus
+
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+
+
+class SubmissionState(StrEnum):
+    """A submission as Ray Jobs tells it, and the two answers Ray cannot give."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    MISSING = "missing"
+    """Ray does not know it: it was never submitted, or the Ray head that knew it is gone."""
+    UNKNOWN = "unknown"
+    """Ray did not answer; nothing may be concluded."""
+
+    @property
+    def is_over(self) -> bool:
+        return self not in (SubmissionState.PENDING, SubmissionState.RUNNING, SubmissionState.UNKNOWN)
+
+
+@dataclass(frozen=True)
+class JobView:
+    """The facts about a job that decide its next step."""
+
+    id: str
+    status: JobStatus
+    attempt: int = 0
+    submission_id: str | None = None
+    retries: int = 0
+    retry_at: datetime | None = None
+    completed_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_retries: int = 5
+    cancel_grace_s: float = 20.0
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do now."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Claim the next attempt and submit it, if a place is free."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Relaunch:
+    """The attempt is lost: forget its submission and launch again at `retry_at`. `charged` counts against the budget."""
+
+    retry_at: datetime
+    charged: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The budget for infrastructure failures is spent: the job has failed."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The job has ended but its submission still runs after its time to stop by itself: end it."""
+
+    submission_id: str
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The job has ended and so has its submission: nothing is left to do for it, ever."""
+
+
+Action = Wait | Launch | Relaunch | GiveUp | Stop | Settle
+
+
+def decide(job: JobView, submission: SubmissionState, now: datetime, limits: Limits, detail: str = "") -> Action:
+    """The next action for `job`, whose current submission is in state `submission` (`detail`: Ray's own message).
+
+    A driver writes its own final word (completed, failed) into the database. So a submission that is over while its job is
+    not was lost to infrastructure, whatever its exit code says.
+    """
+    if job.status.is_terminal:
+        return _after_the_end(job, submission, now, limits)
+    if job.submission_id is None:
+        return Launch(job.attempt + 1) if job.retry_at is None or job.retry_at <= now else Wait()
+    if not submission.is_over:
+        return Wait()
+    if submission is SubmissionState.MISSING:
+        # Ray restarted, or we died between claiming the attempt and submitting it: nobody's fault, no charge.
+        return Relaunch(now + timedelta(seconds=BACKOFF_S[0]), charged=False, reason="Ray does not know the submission")
+    reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (f": {detail}" if detail else "")
+    if job.retries >= limits.max_retries:
+        return GiveUp(f"Lost to infrastructure {job.retries + 1} times; {reason}")
+    delay = BACKOFF_S[min(job.retries, len(BACKOFF_S) - 1)]
+    return Relaunch(now + timedelta(seconds=delay), charged=True, reason=reason)
+
+
+def _after_the_end(job: JobView, submission: SubmissionState, now: datetime, limits: Limits) -> Action:
+    if job.submission_id is None or submission.is_over:
+        return Settle()
+    if submission is SubmissionState.UNKNOWN:
+        return Wait()
+    grace_over = job.completed_at is None or now - job.completed_at > timedelta(seconds=limits.cancel_grace_s)
+    return Stop(job.submission_id) if grace_over else Wait()

@@ -1,0 +1,296 @@
+"""The recorder: the actor beside a job's driver that writes the job's events.
+
+Workers tell it what happened with one-way calls. It turns them into numbered events in the database, has serving load each
+checkpoint before announcing it, and tells the workers when to stop. It remembers nothing that the database and storage do
+not have, and every event has a key; so Ray may restart it and send unfinished calls again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from arkor_ray.db import checkpoints
+from arkor_ray.db.session import Database
+from arkor_ray.db.tables import JobRow
+from arkor_ray.errors import AdapterError, ArkorError, ObjectNotFoundError
+from arkor_ray.events import publisher
+from arkor_ray.events.publisher import JobEndedError, NewEvent, StaleAttemptError
+from arkor_ray.schemas import event
+from arkor_ray.schemas.checkpoint import Artifact, CheckpointManifest
+from arkor_ray.schemas.job import JobStatus
+from arkor_ray.serving import client as serving
+from arkor_ray.settings import Settings
+from arkor_ray.storage import layout
+from arkor_ray.storage.object_store import ObjectStore, open_store
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "arkor"
+STOP_CHECK_S = 0.5  # how stale the answer to `should_stop` may be
+STAGED_ADAPTERS = 4  # adapters whose bytes are kept between staging and announcement
+
+T = TypeVar("T")
+
+
+def actor_name(job_id: str, attempt: int) -> str:
+    """One name per attempt, so that a new driver never meets the recorder of a dying one."""
+    return f"recorder-{job_id}-{attempt}"
+
+
+class Recorder:
+    """An async actor. Every public method returns once what it was told is durable, or dropped because the job ended.
+
+    Args:
+        attempt: events of any other attempt are refused by the database.
+    """
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._job_id = job_id
+        self._attempt = attempt
+        self._settings = Settings.load()
+        self._db = Database(self._settings.database_url)
+        self._writes: asyncio.Queue[tuple[Callable[[Session], Any], asyncio.Future[Any]]] = asyncio.Queue()
+        self._writer: asyncio.Task[None] | None = None
+        self._announcing = asyncio.Lock()  # FIFO: checkpoints are announced in the order they were committed
+        self._staged: dict[str, bytes] = {}
+        self._ended = False
+        self._checked_at = 0.0
+
+    async def started(self, metadata: dict[str, Any]) -> None:
+        await self._write(lambda s: publisher.start(s, self._job_id, {"metadata": metadata}, attempt=self._attempt))
+
+    async def log(self, entry: dict[str, Any]) -> None:
+        """A training.log event; `entry` is snake_case with at least `step`. Told again, it is dropped."""
+        kind = "log" if entry.get("loss") is not None else "eval"
+        names = {"eval_loss": "evalLoss", "learning_rate": "learningRate", "samples_per_second": "samplesPerSecond"}
+        fields = {names.get(name, name): value for name, value in entry.items()}
+        await self._append(NewEvent(event.LOG, f"{kind}:{entry['step']}", fields))
+
+    async def notice(self, type: str, data: dict[str, Any]) -> None:
+        """An event of our own, such as dataset.preflight or checkpoint.delayed; one per type and step."""
+        await self._append(NewEvent(type, f"{type}:{data.get('step', '')}", data))
+
+    async def stage(self, adapter_id: str, data: bytes) -> None:
+        """Takes the adapter's weights while they are still being uploaded, to hand them on without a read."""
+        self._staged[adapter_id] = data
+        while len(self._staged) > STAGED_ADAPTERS:
+            del self._staged[next(iter(self._staged))]
+
+    async def checkpoint(self, manifest: dict[str, Any]) -> None:
+        """A checkpoint was committed: records it, has serving load it, then announces it."""
+        found = CheckpointManifest.model_validate(manifest)
+        if found.final:  # announced by `completed`; its weights stay staged until then
+            return
+        async with self._announcing:
+            fields = await self._load(found)
+            await self._write(lambda s: self._announce(s, found, fields))
+            self._staged.pop(found.adapter_id, None)
+
+    async def completed(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
+        """The final adapter is committed: loads it, then ends the job. False if the job had ended before."""
+        found = CheckpointManifest.model_validate(manifest)
+        async with self._announcing:
+            fields = await self._load(found)
+            fields |= {"metrics": metrics}
+            return bool(await self._write(lambda s: self._complete(s, found, fields)))
+
+    async def failed(self, error: str, step: int | None) -> bool:
+        """Ends the job with a reason. False if it had ended before."""
+        async with self._announcing:
+            return bool(await self._write(lambda s: self._finish(s, JobStatus.FAILED, event.FAILED, error, step)))
+
+    async def should_stop(self) -> bool:
+        """True once the job has ended (cancelled, say) or a newer attempt runs."""
+        now = asyncio.get_running_loop().time()
+        if not self._ended and now - self._checked_at >= STOP_CHECK_S:
+            self._checked_at = now
+            self._ended = await asyncio.to_thread(self._has_ended)
+        return self._ended
+
+    async def recover(self) -> list[int]:
+        """Announces checkpoints that were committed by an earlier attempt but never announced; returns their steps."""
+        manifests = await asyncio.to_thread(self._unannounced)
+        for manifest in manifests:
+            await self.checkpoint(manifest.model_dump(mode="json"))
+        return [manifest.step for manifest in manifests]
+
+    async def _load(self, manifest: CheckpointManifest) -> dict[str, Any]:
+        """Fields of the announcement. Serving gets `checkpoint_ready_timeout_s` to answer with the adapter."""
+        await self._write(lambda s: checkpoints.record(s, manifest).adapter_id)
+        data = self._staged.get(manifest.adapter_id)
+        limit = self._settings.checkpoint_ready_timeout_s
+        ready, reason, answer = False, "", dict[str, Any]()
+        try:
+            async with asyncio.timeout(limit):
+                ready, reason, answer = await self._admit(manifest, data)
+        except TimeoutError:
+            reason = f"serving did not load it within {limit:g} s; the first request will"
+        if not ready:
+            logger.warning("Adapter %s is announced without being loaded: %s", manifest.adapter_id, reason)
+        return {
+            "step": manifest.step,
+            "adapterId": manifest.adapter_id,
+            "manifestSha256": manifest.sha256,
+            "artifacts": [a.to_wire() for a in artifacts(self._settings.api_url, manifest)],
+            "ready": ready,
+            **({"reason": reason} if reason else {}),
+            **({"parity": answer["parity"]} if answer.get("parity") else {}),
+        }
+
+    async def _admit(self, manifest: CheckpointManifest, data: bytes | None) -> tuple[bool, str, dict[str, Any]]:
+        """(ready, reason, answer); tries again until it is cancelled, unless the adapter itself is at fault."""
+        delay = 0.2
+        while not await self.should_stop():
+            try:
+                return True, "", await serving.admit(manifest.model_dump(mode="json"), data)
+            except AdapterError as error:
+                return False, error.message, {}
+            except ArkorError as error:
+                logger.warning("Serving cannot load %s yet: %s", manifest.adapter_id, error)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 5.0)
+        return False, "the job has ended", {}
+
+    def _announce(self, session: Session, manifest: CheckpointManifest, fields: dict[str, Any]) -> int | None:
+        checkpoints.record(session, manifest).ready = fields["ready"]
+        return publisher.append(
+            session, self._job_id, event.CHECKPOINT, fields, key=f"checkpoint:{manifest.step}", attempt=self._attempt
+        )
+
+    def _complete(self, session: Session, manifest: CheckpointManifest, fields: dict[str, Any]) -> bool:
+        checkpoints.record(session, manifest).ready = fields["ready"]
+        return publisher.finish(
+            session, self._job_id, JobStatus.COMPLETED, type=event.COMPLETED, fields=fields, attempt=self._attempt
+        )
+
+    def _finish(self, session: Session, status: JobStatus, type: str, error: str, step: int | None) -> bool:
+        fields = {"error": error, "step": step}
+        return publisher.finish(
+            session, self._job_id, status, type=type, fields=fields, error=error, attempt=self._attempt
+        )
+
+    def _has_ended(self) -> bool:
+        try:
+            with self._db.read() as session:
+                query = select(JobRow.status, JobRow.attempt).where(JobRow.id == self._job_id)
+                row = session.execute(query).one_or_none()
+        except SQLAlchemyError:
+            logger.warning("Could not ask whether the job has ended", exc_info=True)
+            return False
+        return row is None or JobStatus(row.status).is_terminal or row.attempt != self._attempt
+
+    def _unannounced(self) -> list[CheckpointManifest]:
+        store = open_store(self._settings.storage_url, endpoint_url=self._settings.s3_endpoint_url)
+        with self._db.read() as session:
+            announced = {e.data["step"] for e in _checkpoint_events(session, self._job_id)}
+        found = [m for m in committed(store, self._job_id) if not m.final and m.step not in announced]
+        return sorted(found, key=lambda manifest: manifest.step)
+
+    async def _append(self, new: NewEvent) -> None:
+        await self._write(lambda s: publisher.append_all(s, self._job_id, [new], attempt=self._attempt)[0])
+
+    async def _write(self, operation: Callable[[Session], T]) -> T | None:
+        """Runs `operation` in the next transaction, in order of calls; None if the job has ended."""
+        if self._ended:
+            return None
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_forever())
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._writes.put_nowait((operation, done))
+        return await done
+
+    async def _write_forever(self) -> None:
+        """All that waits goes into one transaction: a burst of logs costs one commit."""
+        while True:
+            batch = [await self._writes.get()]
+            while not self._writes.empty() and len(batch) < 200:
+                batch.append(self._writes.get_nowait())
+            await self._settle(batch)
+
+    async def _settle(self, batch: list[tuple[Callable[[Session], Any], asyncio.Future[Any]]]) -> None:
+        """Commits a batch and answers its callers. One that cannot be written must not undo or hold up its neighbours."""
+        try:
+            results = await self._commit([operation for operation, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    await self._settle([entry])
+            elif isinstance(error, JobEndedError | StaleAttemptError):
+                self._ended = True
+                batch[0][1].set_result(None)
+            else:
+                batch[0][1].set_exception(error)
+            return
+        for (_, done), result in zip(batch, results, strict=True):
+            if not done.cancelled():
+                done.set_result(result)
+
+    async def _commit(self, operations: list[Callable[[Session], Any]]) -> list[Any]:
+        """One transaction. A database that is away is waited for: events are never dropped for its sake."""
+        delay = 0.1
+        while True:
+            try:
+                return await asyncio.to_thread(self._transaction, operations)
+            except SQLAlchemyError:
+                logger.warning("The database does not take events; trying again in %.1f s", delay, exc_info=True)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, 5.0)
+
+    def _transaction(self, operations: list[Callable[[Session], Any]]) -> list[Any]:
+        with self._db.write() as session:
+            return [operation(session) for operation in operations]
+
+
+def start_recorder(job_id: str, attempt: int) -> Any:
+    """The recorder's actor handle, on this node, restarted by Ray as often as needed, gone with the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options: dict[str, Any] = {
+        "name": actor_name(job_id, attempt),
+        "namespace": NAMESPACE,
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": 1000,
+        "scheduling_strategy": here,
+    }
+    return ray.remote(Recorder).options(**options).remote(job_id, attempt)
+
+
+def artifacts(api_url: str, manifest: CheckpointManifest) -> list[Artifact]:
+    """The files of an adapter as events and checkpoint lists show them."""
+    reference = "final" if manifest.final else str(manifest.step)
+    base = f"{api_url}/v1/jobs/{manifest.job_id}/checkpoints/{reference}/files"
+    return [
+        Artifact(pathname=f.path, kind="adapter", size_bytes=f.size_bytes, url=f"{base}/{f.path}") for f in manifest.files
+    ]
+
+
+def committed(store: ObjectStore, job_id: str) -> list[CheckpointManifest]:
+    """Every manifest that storage holds for a job: the truth about its checkpoints. In no particular order."""
+    keys = [info.key for info in store.list(f"adapters/{job_id}-") if info.key.endswith("/manifest.json")]
+    found = []
+    for key in keys:
+        try:
+            found.append(CheckpointManifest.from_bytes(store.get(key)))
+        except ObjectNotFoundError:  # deleted between the two calls
+            continue
+    return found
+
+
+def _checkpoint_events(session: Session, job_id: str) -> list[Any]:
+    from arkor_ray.db.tables import EventRow
+
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type == event.CHECKPOINT)
+    return list(session.scalars(query))
