@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ def open_store(url: str, *, endpoint_url: str | None = None) -> ObjectStore:
     `endpoint_url` is for S3 services other than AWS. Raises `ValueError` for any other URL, `ImportError` when the
     package that an S3 store needs is not installed.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "file":
+    # Taken apart by hand: urlsplit would drop what follows "?" or "#" in a folder's name.
+    if url.startswith("file:"):
         from arkor_ray.storage.local import LocalStore
 
-        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        path = url.removeprefix("file://").removeprefix("localhost")
+        if not path.startswith("/"):
             raise ValueError(f"Storage URL {url!r} names no absolute directory. Write file:///absolute/directory.")
-        return LocalStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3":
+        return LocalStore(Path(unquote(path)))
+    if url.startswith("s3://"):
         from arkor_ray.storage.s3 import S3Store
 
-        # Not parts.netloc and parts.path: these would drop what follows "?" or "#" in a prefix.
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         return S3Store(bucket, prefix, endpoint_url=endpoint_url)
     raise ValueError(

@@ -211,6 +211,10 @@ def test_open_store_by_url(tmp_path: Path) -> None:
     local = open_store(f"file://{tmp_path}/with%20space")
     assert isinstance(local, LocalStore)
     assert local.root == tmp_path / "with space"
+    odd = LocalStore(tmp_path / "a#b?c%20d")
+    reopened = open_store(odd.url)
+    assert isinstance(reopened, LocalStore)
+    assert reopened.root == odd.root
     assert open_store(local.url).url == local.url
     s3 = open_store("s3://bucket/some/prefix/", endpoint_url="http://127.0.0.1:9")
     assert isinstance(s3, S3Store)
