@@ -1,0 +1,258 @@
+"""From a snapshot on the host to a committed checkpoint in storage, off the training thread.
+
+Order of writing: adapter files and resume state side by side, then the manifest with a conditional put. No manifest, no checkpoint: a
+crash between any two lines leaves nothing half-visible. A storage fault delays a checkpoint and never ends the job, until
+several in a row could not be stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError, TrainingError
+from arkor_ray.schemas.checkpoint import BasePrecision, CheckpointManifest, ManifestFile, ParityProbe
+from arkor_ray.storage import layout
+from arkor_ray.storage.object_store import ObjectStore
+from arkor_ray.storage.retry import RetryPolicy
+from arkor_ray.training.adapter_export import AdapterExport
+from arkor_ray.training.callbacks import EventSink
+from arkor_ray.training.portable_state import PortableState
+from arkor_ray.training.resume_state import Identity, Progress, prune_resume_states, write_resume_state
+
+logger = logging.getLogger(__name__)
+
+QUEUE_LENGTH = 2
+KEPT_RESUME_STATES = 2
+PARALLEL_UPLOADS = 4
+
+
+@dataclass(frozen=True)
+class StoragePatience:
+    """How long one checkpoint is tried again, and how many may fail in a row before the job does."""
+
+    per_checkpoint: RetryPolicy = RetryPolicy(budget_seconds=600.0, first_delay_seconds=0.5, longest_delay_seconds=15.0)
+    consecutive_failures: int = 3
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Training state on the host. With `final`, only the adapter is stored."""
+
+    state: PortableState
+    progress: Progress
+    metrics: dict[str, float | None]
+    probe: ParityProbe | None
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointContext:
+    """What all checkpoints of a run have in common."""
+
+    job_id: str
+    base_model: str
+    base_revision: str | None
+    base_precision: BasePrecision
+    identity: Identity
+    spool: Path
+
+
+class CheckpointWriter:
+    """One thread that writes, verifies, uploads and commits snapshots in the order of `submit`. Rank 0 only."""
+
+    def __init__(
+        self,
+        context: CheckpointContext,
+        export: AdapterExport,
+        store: ObjectStore,
+        sink: EventSink,
+        patience: StoragePatience = StoragePatience(),
+    ) -> None:
+        self._context = context
+        self._export = export
+        self._store = store
+        self._sink = sink
+        self._patience = patience
+        self._queue: queue.Queue[Snapshot | None] = queue.Queue(maxsize=QUEUE_LENGTH)
+        self._failures_in_a_row = 0
+        self._error: Exception | None = None
+        self._closing = threading.Event()
+        self.final_manifest: CheckpointManifest | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def raise_if_failed(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Returns at once while fewer than `QUEUE_LENGTH` snapshots wait; else training waits for storage, not for memory to run out."""
+        while not self.failed:
+            try:
+                return self._queue.put(snapshot, timeout=1.0)
+            except queue.Full:
+                continue
+        self.raise_if_failed()
+
+    def finish(self) -> CheckpointManifest | None:
+        """Waits until everything submitted is committed; the final adapter's manifest if there was one. Raises TrainingError."""
+        self._queue.put(None)
+        self._thread.join()
+        self.raise_if_failed()
+        return self.final_manifest
+
+    def abandon(self) -> None:
+        """Stops without waiting for storage to come back; what is on local disk stays there."""
+        self._closing.set()
+
+    def _run(self) -> None:
+        while (snapshot := self._queue.get()) is not None and not self._closing.is_set():
+            try:
+                manifest = self._store_snapshot(snapshot)
+            except StorageError as error:
+                self._count_failure(snapshot, error)
+            except Exception as error:  # handed to the training thread, which ends the run with it
+                logger.exception("Checkpoint of step %d cannot be made", snapshot.progress.step)
+                self._error = error if isinstance(error, TrainingError) else TrainingError(
+                    f"The checkpoint of step {snapshot.progress.step} cannot be made: {error}"
+                )
+            else:
+                self._failures_in_a_row = 0
+                if manifest.final:
+                    self.final_manifest = manifest
+            if self.failed:
+                self._drop_queue()
+                return
+
+    def _store_snapshot(self, snapshot: Snapshot) -> CheckpointManifest:
+        context, step = self._context, snapshot.progress.step
+        adapter_id = layout.final_adapter_id(context.job_id) if snapshot.final else layout.adapter_id(context.job_id, step)
+        folder = context.spool / adapter_id
+        weights = self._export.weights(snapshot.state.weights, step)
+        self._sink.stage(adapter_id, weights)
+        prefix = layout.adapter_prefix(adapter_id)
+        uploads = [(prefix + path.name, path) for path in self._export.write(folder / "adapter", weights)]
+        files = [_manifest_file(path) for _, path in uploads]
+        resume_prefix = None
+        if not snapshot.final:
+            resume_prefix = layout.resume_prefix(context.job_id, step)
+            resume_files = write_resume_state(folder / "resume", snapshot.state, snapshot.progress, context.identity)
+            uploads += [(resume_prefix + path.name, path) for path in resume_files]
+        manifest = CheckpointManifest(
+            adapter_id=adapter_id,
+            job_id=context.job_id,
+            step=step,
+            final=snapshot.final,
+            base_model=context.base_model,
+            base_revision=context.base_revision,
+            base_precision=context.base_precision,
+            r=self._export.r,
+            lora_alpha=self._export.lora_alpha,
+            target_modules=self._export.target_modules,
+            template_sha256=self._export.template_sha256,
+            metrics=snapshot.metrics,
+            files=files,
+            resume_prefix=resume_prefix,
+            probe=snapshot.probe,
+            created_at=datetime.now(UTC),
+        )
+        committed = self._upload(manifest, uploads)
+        self._sink.checkpoint(committed.model_dump(mode="json"))
+        shutil.rmtree(folder, ignore_errors=True)
+        if not snapshot.final:
+            self._prune()
+        return committed
+
+    def _upload(self, manifest: CheckpointManifest, uploads: list[tuple[str, Path]]) -> CheckpointManifest:
+        """Tries again what failed, until the checkpoint's patience ends. Returns what is committed: another attempt may have been first,
+        and an adapter, once committed, is never written again."""
+        patience, failures, deadline = self._patience.per_checkpoint, 0, None
+        remaining = dict(uploads)
+        while True:
+            try:
+                committed = self._committed(manifest.adapter_id)
+                if committed is not None:
+                    return committed
+                self._upload_files(remaining)
+                self._store.put(layout.manifest_key(manifest.adapter_id), manifest.to_bytes(), if_absent=True)
+                return manifest
+            except ObjectExistsError:
+                continue
+            except StorageError as error:
+                now = time.monotonic()
+                failures += 1
+                deadline = deadline or now + patience.budget_seconds
+                delay = patience.delay_seconds(failures)
+                logger.warning("Checkpoint %s is delayed: %s", manifest.adapter_id, error)
+                if failures == 1:
+                    self._sink.notice(
+                        "checkpoint.delayed",
+                        {"step": manifest.step, "adapter_id": manifest.adapter_id, "reason": str(error)},
+                    )
+                if now + delay > deadline or self._closing.wait(delay):
+                    raise
+
+    def _committed(self, adapter_id: str) -> CheckpointManifest | None:
+        try:
+            return CheckpointManifest.from_bytes(self._store.get(layout.manifest_key(adapter_id)))
+        except ObjectNotFoundError:
+            return None
+
+    def _upload_files(self, remaining: dict[str, Path]) -> None:
+        """Uploads in parallel and takes what arrived out of `remaining`; a resume state's index goes after its tensors."""
+        late = {key: path for key, path in remaining.items() if key.startswith("resume/") and path.suffix == ".json"}
+        for wave in ({k: p for k, p in remaining.items() if k not in late}, late):
+            if not wave:
+                continue
+            with ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="checkpoint-upload") as pool:
+                futures = {key: pool.submit(self._store.put_file, key, path) for key, path in wave.items()}
+            for key, future in futures.items():
+                if future.exception() is None:
+                    del remaining[key]
+            for future in futures.values():
+                future.result()
+
+    def _count_failure(self, snapshot: Snapshot, error: StorageError) -> None:
+        step = snapshot.progress.step
+        self._failures_in_a_row += 1
+        kept = self._context.spool
+        self._sink.notice("checkpoint.failed", {"step": step, "reason": str(error), "kept_in": str(kept)})
+        if snapshot.final or self._failures_in_a_row >= self._patience.consecutive_failures:
+            self._error = TrainingError(
+                f"{self._failures_in_a_row} checkpoints in a row could not be stored, the last one of step {step}: {error} "
+                f"They are kept in {kept}."
+            )
+
+    def _prune(self) -> None:
+        try:
+            prune_resume_states(self._store, self._context.job_id, KEPT_RESUME_STATES)
+        except StorageError as error:
+            logger.warning("Old resume states stay for now: %s", error)
+
+    def _drop_queue(self) -> None:
+        """Nobody reads the queue any more; a waiting `submit` must see that."""
+        while True:
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+
+def _manifest_file(path: Path) -> ManifestFile:
+    data = path.read_bytes()
+    return ManifestFile(path=path.name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+

@@ -1,0 +1,42 @@
+"""What the driver must know about a job, free of the database and of Ray."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arkor_ray.schemas.job import JobConfig
+from arkor_ray.storage.object_store import ObjectStore, open_store
+
+
+@dataclass(frozen=True)
+class DatasetPolicy:
+    """What the operator allows data set sources to be; the defaults are those of `Settings`."""
+
+    allow_private_hosts: bool = False
+    allow_local_paths: bool = False
+    max_bytes: int = 2 * 2**30
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One attempt at one job. Picklable; crosses from the driver to the workers.
+
+    `base_model` is where the base is loaded from, a Hub id or an absolute directory: the catalogue's answer for
+    `config.model`. `scratch_dir` is a local folder of the machine for spooled checkpoints; it may vanish at any time.
+    """
+
+    job_id: str
+    config: JobConfig
+    base_model: str
+    storage_url: str
+    attempt: int = 1
+    s3_endpoint_url: str | None = None
+    dataset_policy: DatasetPolicy = DatasetPolicy()
+    max_worker_failures: int = 5
+    scratch_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "arkor-ray-training")
+
+    def open_store(self) -> ObjectStore:
+        return open_store(self.storage_url, endpoint_url=self.s3_endpoint_url)

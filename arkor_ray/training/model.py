@@ -1,0 +1,169 @@
+"""The base model, its tokenizer, and LoRA on its text layers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from arkor_ray.errors import ModelError, ServiceUnavailableError
+from arkor_ray.schemas.checkpoint import BasePrecision
+from arkor_ray.schemas.job import JobConfig, Precision
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+# Linear layers of text decoders that are no attention or MLP projection: routers, and Gemma's per-layer embeddings.
+_NOT_ADAPTED = re.compile(r"(gate|router|shared_expert_gate|score|classifier|lm_head|per_layer_\w+)$")
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """With a pad token, for right padding. Raises ModelError, or ServiceUnavailableError when the Hub is out of reach."""
+    from transformers import AutoTokenizer
+
+    with _loading(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_config(source: str) -> PretrainedConfig:
+    """The model's configuration; raises like `load_tokenizer`."""
+    from transformers import AutoConfig
+
+    with _loading(source, "configuration"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Longest sequence the model was made for, in tokens."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if isinstance(getattr(text, name, None), int):
+            return getattr(text, name)
+    return 4096
+
+
+def resolve_precision(config: JobConfig, device: torch.device) -> Precision:
+    """The job's precision; absent, bf16 on GPU and fp32 on CPU."""
+    return config.precision or ("bf16" if device.type == "cuda" else "fp32")
+
+
+def base_precision(config: JobConfig, precision: Precision) -> BasePrecision:
+    """What the manifest says the base weights were held in."""
+    return "nf4" if config.load_in_4bit else precision
+
+
+def load_base_model(source: str, config: JobConfig, precision: Precision, device: torch.device) -> PreTrainedModel:
+    """Frozen base weights in `precision`, or 4-bit NF4 that computes in it. Raises ModelError.
+
+    Where ZeRO-3 is configured in transformers (see deepspeed.zero3_init), the weights are sharded as they load.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = torch_dtype(precision)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    if config.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+        )
+        options["device_map"] = {"": str(device)}
+    with _loading(source, "weights"):
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    return model
+
+
+def add_lora(model: PreTrainedModel, config: JobConfig, source: str, *, autocast_adapter_dtype: bool = True) -> PeftModel:
+    """LoRA on the text decoder's linear layers; the same start on every worker of any world size, from the job's seed."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=target_modules(model),
+        base_model_name_or_path=source,
+    )
+    torch.manual_seed(config.seed)
+    try:
+        peft_model = get_peft_model(model, lora, autocast_adapter_dtype=autocast_adapter_dtype)
+    except ValueError as error:
+        raise ModelError(f"LoRA cannot be added to base model {source!r}: {error}", param="config.model") from error
+    peft_model.peft_config["default"].base_model_name_or_path = source
+    return peft_model
+
+
+def target_modules(model: PreTrainedModel) -> list[str] | str:
+    """PEFT's `target_modules` for attention and MLP projections of the text decoder only.
+
+    A list of names where these names occur nowhere else (every text model); otherwise a pattern that is held to the decoder, so that vision and
+    audio towers with layers of the same names stay as they are. Raises ModelError when there is nothing to adapt.
+    """
+    decoder = model.get_decoder()
+    path = next((name for name, module in model.named_modules() if module is decoder), "")
+    inside = f"{path}." if path else ""
+    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    chosen = [name for name in linear if name.startswith(inside) and not _NOT_ADAPTED.search(name)]
+    head = model.get_output_embeddings()
+    chosen = [name for name in chosen if model.get_submodule(name) is not head]
+    if not chosen:
+        raise ModelError(f"{type(model).__name__} has no linear layer in its text decoder to put LoRA on.", param="config.model")
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in chosen})
+    same_name = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in leaves]
+    if set(same_name) == set(chosen):
+        return leaves
+    anchor = re.escape(path.rsplit(".", 1)[-1]) if path else ""
+    return rf".*\b{anchor}\..*\.({'|'.join(leaves)})"
+
+
+def target_names(peft_model: PeftModel) -> list[str]:
+    """Names of the adapted layers without their path, sorted."""
+    return sorted({name.rsplit(".", 1)[-1] for name in peft_model.targeted_module_names})
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """nn.Linear and its quantised subclasses, and GPT-2's Conv1D, which is a linear layer by another name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+@contextlib.contextmanager
+def _loading(source: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        import torch
+
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
+                raise ServiceUnavailableError(f"The Hub cannot be reached for base model {source!r}: {error}") from error
+            cause = cause.__cause__ or cause.__context__
+        raise ModelError(f"The {what} of base model {source!r} cannot be loaded: {error}", param="config.model") from error

@@ -1,0 +1,127 @@
+"""Resume states in storage: `state.safetensors` (weights and optimizer) and `state.json`, whose presence completes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from arkor_ray.errors import ObjectNotFoundError, StorageError
+from arkor_ray.schemas.checkpoint import CheckpointManifest
+from arkor_ray.storage import layout
+from arkor_ray.storage.object_store import ObjectStore
+from arkor_ray.training.portable_state import PortableState, Tensors
+
+logger = logging.getLogger(__name__)
+
+TENSORS_FILE = "state.safetensors"
+INDEX_FILE = "state.json"
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands after `step` updates, besides weights and optimizer. The data order follows from step and seed.
+
+    `logged_*` is what the next log entry already holds of steps before it, for `logging_steps` above 1; `train_seconds` is time spent
+    in all attempts.
+    """
+
+    step: int = 0
+    logged_loss: float = 0.0
+    logged_tokens: int = 0
+    last_loss: float | None = None
+    last_eval_loss: float | None = None
+    train_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a state to be continued: another order of data or other weights would be another run."""
+
+    global_batch: int
+    samples: int
+    seed: int
+    optim: str
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+
+
+def write_resume_state(folder: Path, state: PortableState, progress: Progress, identity: Identity) -> list[Path]:
+    """Writes both files and returns them, the index last: upload them in this order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{kind}/{name}": t.contiguous() for kind, named in state.tensors.items() for name, t in named.items()}
+    data = safetensors.torch.save(tensors)
+    (folder / TENSORS_FILE).write_bytes(data)
+    index = {
+        "format": FORMAT,
+        "progress": asdict(progress),
+        "identity": asdict(identity),
+        "optimizer_steps": state.optimizer_steps,
+        "loss_scaler": state.loss_scaler,
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
+    return [folder / TENSORS_FILE, folder / INDEX_FILE]
+
+
+def committed_manifests(store: ObjectStore, job_id: str) -> list[CheckpointManifest]:
+    """Of this job's checkpoints, without the final adapter, by step."""
+    found = []
+    for item in store.list(layout.job_adapters_prefix(job_id) + "step-"):
+        if item.key.endswith(f"/{layout.MANIFEST_NAME}"):
+            manifest = CheckpointManifest.from_bytes(store.get(item.key))
+            if manifest.job_id == job_id:
+                found.append(manifest)
+    return sorted(found, key=lambda manifest: manifest.step)
+
+
+def newest_resumable_step(store: ObjectStore, job_id: str) -> int:
+    """The step of the newest committed checkpoint whose resume state is whole; 0 when there is none."""
+    for manifest in reversed(committed_manifests(store, job_id)):
+        if manifest.resume_prefix is not None and _read_index(store, manifest.resume_prefix) is not None:
+            return manifest.step
+    return 0
+
+
+def load_resume_state(store: ObjectStore, job_id: str, step: int, identity: Identity) -> tuple[PortableState, Progress]:
+    """Raises StorageError when it is damaged or was written by a run that this one does not continue."""
+    prefix = layout.resume_prefix(job_id, step)
+    index = _read_index(store, prefix)
+    if index is None:
+        raise StorageError(f"The resume state {prefix} is gone or not whole.")
+    if index["identity"] != asdict(identity):
+        different = [key for key, value in asdict(identity).items() if index["identity"].get(key) != value]
+        raise StorageError(f"The resume state {prefix} is of another run: {', '.join(different)} differ.")
+    data = store.get(prefix + TENSORS_FILE)
+    if hashlib.sha256(data).hexdigest() != index["sha256"]:
+        raise StorageError(f"{prefix}{TENSORS_FILE} is damaged: its SHA-256 is not that of {INDEX_FILE}.")
+    tensors: dict[str, Tensors] = {}
+    for key, tensor in safetensors.torch.load(data).items():
+        kind, _, name = key.partition("/")
+        tensors.setdefault(kind, {})[name] = tensor
+    return PortableState(tensors, index["optimizer_steps"], index["loss_scaler"]), Progress(**index["progress"])
+
+
+def prune_resume_states(store: ObjectStore, job_id: str, keep: int) -> None:
+    """Deletes all but the newest `keep` resume states of a job."""
+    root = layout.resume_root(job_id)
+    prefixes = sorted({root + item.key.removeprefix(root).split("/")[0] + "/" for item in store.list(root)})
+    for prefix in prefixes[:-keep]:
+        store.delete(prefix + INDEX_FILE)  # first, so that a half-deleted state is not taken for a whole one
+        store.delete_prefix(prefix)
+
+
+def _read_index(store: ObjectStore, prefix: str) -> dict[str, Any] | None:
+    try:
+        index = json.loads(store.get(prefix + INDEX_FILE))
+    except ObjectNotFoundError:
+        return None
+    tensors = store.head(prefix + TENSORS_FILE)
+    whole = index.get("format") == FORMAT and tensors is not None and tensors.size == index["size_bytes"]
+    return index if whole else None

@@ -1,0 +1,274 @@
+"""What every worker runs: a job's story from its newest checkpoint to its final adapter.
+
+Called by Ray Train, or bare under torchrun: `python -m arkor_ray.training.train_loop spec.pickle`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from arkor_ray.errors import TrainingError
+from arkor_ray.schemas.job import JobConfig
+from arkor_ray.storage.object_store import ObjectStore
+from arkor_ray.training.adapter_export import AdapterExport
+from arkor_ray.training.batches import BatchPlan, TokenizedDataset
+from arkor_ray.training.callbacks import EventSink, NullEventSink
+from arkor_ray.training.checkpoint import CheckpointContext, CheckpointWriter, Snapshot, StoragePatience
+from arkor_ray.training.data import total_steps
+from arkor_ray.training.job_spec import JobSpec
+from arkor_ray.training.learner import Learner, StepResult
+from arkor_ray.training.model import load_tokenizer
+from arkor_ray.training.resume_state import (
+    Identity,
+    Progress,
+    committed_manifests,
+    load_resume_state,
+    newest_resumable_step,
+)
+from arkor_ray.training.workers import Worker, join_workers
+
+NON_FINITE_STEPS = 3
+FLUSH_SECONDS = 120.0
+
+
+@dataclass
+class LoopConfig:
+    """What a worker needs. Under Ray Train, `train` and `evaluation` are object references until `resolve`d.
+
+    `make_sink` makes the sink on rank 0; the others report nothing.
+    """
+
+    spec: JobSpec
+    train: Any
+    evaluation: Any = None
+    make_sink: Any = NullEventSink
+    patience: StoragePatience = StoragePatience()
+    store: ObjectStore | None = None
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """Rank 0's answer. `stopped`: cancelled at `step`, with a resumable checkpoint and without a final adapter."""
+
+    step: int
+    total_steps: int
+    stopped: bool
+    metrics: dict[str, float | None]
+    final_manifest: dict[str, Any] | None
+
+
+def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
+    """Trains from the newest checkpoint in storage to the end, or until asked to stop. Rank 0 returns the result.
+
+    Raises DatasetError or ModelError for what the user must change, TrainingError when training itself failed; neither is worth another try.
+    """
+    worker = join_workers()
+    spec, job = config.spec, config.spec.config
+    sink: EventSink = config.make_sink() if worker.is_first else NullEventSink()
+    store = config.store or spec.open_store()
+    train, evaluation = _resolve(config.train), _resolve(config.evaluation)
+    plan = batch_plan(job, len(train), worker.world_size)
+    total = total_steps(job, plan)
+    due = Due(job, total)
+    tokenizer = load_tokenizer(spec.base_model)
+
+    learner = Learner(spec.base_model, job, plan, total, worker, tokenizer.pad_token_id)
+    start = worker.from_first(newest_resumable_step(store, spec.job_id) if worker.is_first else 0)
+    identity = _identity(learner, plan, job)
+    resume, progress = load_resume_state(store, spec.job_id, start, identity) if start else (None, Progress())
+    learner.start(resume)
+    del resume
+    run = Run(config, learner, tokenizer, identity, store, sink, progress)
+    sink.started({**learner.metadata(), **due.metadata(), "model": job.model, "train_samples": len(train)})
+    run.announce_committed()
+
+    stopped = False
+    try:
+        for step in range(start + 1, total + 1):
+            result = learner.step(step, train, sink.should_stop() or run.storage_failed)
+            run.count(step, result)
+            if due.log(step):
+                run.log(step, result)
+            if evaluation is not None and due.evaluate(step):
+                run.log_evaluation(step, learner.evaluate(evaluation))
+            stopped = result.stop and step < total
+            if due.save(step) or stopped:
+                run.save(step, train)
+            if stopped:
+                break
+        return run.finish(train, total, stopped)
+    finally:
+        run.close()
+
+
+def batch_plan(config: JobConfig, samples: int, world_size: int) -> BatchPlan:
+    """The global batch is what the user asked for, also when the job goes on with another number of workers."""
+    return BatchPlan(
+        samples=samples,
+        global_batch=config.batch_size * config.gradient_accumulation_steps * config.num_workers,
+        micro_batch=config.batch_size,
+        world_size=world_size,
+        seed=config.seed,
+    )
+
+
+class Due:
+    """At which steps to log, evaluate and save: every so many, and at the last one. 0 steps between saves or evaluations means
+    only at the end, and never, as `save_steps` and `eval_steps` of an own choosing say."""
+
+    def __init__(self, config: JobConfig, total: int) -> None:
+        self._total = total
+        self._log = max(1, config.logging_steps.resolve(total))
+        self._save = config.save_steps.resolve(total)
+        self._evaluate = config.eval_steps.resolve(total) if config.eval_steps is not None else 0
+
+    def log(self, step: int) -> bool:
+        return step == self._total or step % self._log == 0
+
+    def save(self, step: int) -> bool:
+        return step == self._total or (self._save > 0 and step % self._save == 0)
+
+    def evaluate(self, step: int) -> bool:
+        return step == self._total or (self._evaluate > 0 and step % self._evaluate == 0)
+
+    def metadata(self) -> dict[str, int | None]:
+        return {
+            "total_steps": self._total,
+            "logging_steps": self._log,
+            "save_steps": self._save or None,
+            "eval_steps": self._evaluate or None,
+        }
+
+
+class Run:
+    """The run's books on this worker: what was logged, what is to be stored. Only rank 0 reports and stores."""
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        learner: Learner,
+        tokenizer: Any,
+        identity: Identity,
+        store: ObjectStore,
+        sink: EventSink,
+        progress: Progress,
+    ) -> None:
+        self._job_id, self._learner, self._store, self._sink = config.spec.job_id, learner, store, sink
+        self._progress = progress
+        self._plan = learner.plan
+        self._bad_steps = 0
+        self._since = self._started = time.monotonic()
+        self._seconds_before = progress.train_seconds
+        self._logged_step = self._saved_step = progress.step
+        self._writer: CheckpointWriter | None = None
+        if learner.worker.is_first:
+            context = CheckpointContext(
+                job_id=config.spec.job_id,
+                base_model=config.spec.base_model,
+                base_revision=learner.base_revision,
+                base_precision=learner.base_precision,
+                identity=identity,
+                spool=config.spec.scratch_dir / config.spec.job_id,
+            )
+            export = AdapterExport(learner.model, learner.shapes, tokenizer, learner.adapter_dtype)
+            self._writer = CheckpointWriter(context, export, store, sink, config.patience)
+
+    @property
+    def storage_failed(self) -> bool:
+        return self._writer is not None and self._writer.failed
+
+    def announce_committed(self) -> None:
+        """Checkpoints whose manifest was committed but perhaps never told, because the last attempt died in between."""
+        if self._writer is not None and self._progress.step:
+            for manifest in committed_manifests(self._store, self._job_id):
+                self._sink.checkpoint(manifest.model_dump(mode="json"))
+
+    def count(self, step: int, result: StepResult) -> None:
+        """Raises TrainingError when the loss has not been a number for some steps in a row."""
+        progress = self._progress
+        progress.step = step
+        progress.logged_loss += result.loss
+        progress.logged_tokens += result.tokens
+        progress.train_seconds = self._seconds_before + time.monotonic() - self._started
+        self._bad_steps = 0 if math.isfinite(result.loss) else self._bad_steps + 1
+        if self._bad_steps >= NON_FINITE_STEPS:
+            self.log(step, result)
+            raise TrainingError(
+                f"The loss was not a finite number in {NON_FINITE_STEPS} steps in a row, up to step {step}. Lower learning_rate, "
+                "add warmup_steps, or use precision bf16 or fp32.",
+                step=step,
+            )
+
+    def log(self, step: int, result: StepResult) -> None:
+        progress, now = self._progress, time.monotonic()
+        progress.last_loss = progress.logged_loss / max(1, progress.logged_tokens)
+        seen = self._plan.samples_seen(step) - self._plan.samples_seen(self._logged_step)
+        self._sink.log(
+            {
+                "step": step,
+                "loss": progress.last_loss,
+                "learning_rate": result.learning_rate,
+                "epoch": self._plan.epoch(step),
+                "samples_per_second": seen / max(now - self._since, 1e-9),
+            }
+        )
+        self._since, self._logged_step = now, step
+        progress.logged_loss, progress.logged_tokens = 0.0, 0
+
+    def log_evaluation(self, step: int, loss: float) -> None:
+        self._progress.last_eval_loss = loss
+        self._sink.log({"step": step, "eval_loss": loss, "epoch": self._plan.epoch(step)})
+
+    def save(self, step: int, data: TokenizedDataset) -> None:
+        """Collective. Returns as soon as the state is on the host; the rest happens in the background."""
+        self._submit(self._learner.gather(), data, final=False)
+        self._saved_step = step
+
+    def finish(self, data: TokenizedDataset, total: int, stopped: bool) -> LoopResult | None:
+        """Collective. Waits for storage and for the events; the final adapter comes last."""
+        if not stopped:
+            self._submit(self._learner.gather(weights_only=True), data, final=True)
+        if self._writer is None:
+            return None
+        final = self._writer.finish()
+        self._sink.flush(FLUSH_SECONDS)
+        return LoopResult(
+            step=self._progress.step,
+            total_steps=total,
+            stopped=stopped,
+            metrics=self._metrics(),
+            final_manifest=final.model_dump(mode="json") if final is not None else None,
+        )
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def _submit(self, state: Any, data: TokenizedDataset, *, final: bool) -> None:
+        probe = self._learner.probe(data)
+        if self._writer is not None:
+            self._writer.submit(Snapshot(state, replace(self._progress), self._metrics(), probe, final))
+
+    def _metrics(self) -> dict[str, float | None]:
+        """In the manifest and in training.completed: `final_loss` is the last one logged, `total_time` in seconds."""
+        progress = self._progress
+        values = {"final_loss": progress.last_loss, "eval_loss": progress.last_eval_loss}
+        finite = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+        return {**finite, "total_steps": float(progress.step), "total_time": progress.train_seconds}
+
+
+def _identity(learner: Learner, plan: BatchPlan, config: JobConfig) -> Identity:
+    shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in learner.model.named_parameters() if p.requires_grad}
+    return Identity(plan.global_batch, plan.samples, plan.seed, config.optim, shapes)
+
+
+def _resolve(data: Any) -> TokenizedDataset | None:
+    """The data set itself, or what an object reference stands for: a view of the machine's one copy."""
+    if data is None or isinstance(data, TokenizedDataset):
+        return data
+    import ray
+
+    return ray.get(data)
