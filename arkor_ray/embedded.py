@@ -108,9 +108,13 @@ class LocalRay:
         """Blocks while Ray runs. Raises ServiceUnavailableError when it ends by itself."""
         while self._process is None or self._process.poll() is None:
             time.sleep(0.5)
-        raise ServiceUnavailableError(f"Ray ended with code {self._process.returncode}; its logs are in {self._log_path()}")
+        raise ServiceUnavailableError(
+            f"Ray ended with code {self._process.returncode}; its logs are in {self._log_path()}"
+        )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         from arkor_ray import service
 
         service.stop()
@@ -126,6 +130,7 @@ class LocalRay:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing to drain: all state is in the database and storage
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         os.environ.update({k: environment[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")})

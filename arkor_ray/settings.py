@@ -26,7 +26,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ARKOR_RAY_", extra="forbid", frozen=True, protected_namespaces=())
 
-    data_dir: Path = Field(default=Path(".arkor-ray"), description="Database, objects and caches of the embedded default.")
+    data_dir: Path = Field(
+        default=Path(".arkor-ray"), description="Database, objects and caches of the embedded default."
+    )
     database_url: str = Field(default="", description="sqlite:///PATH or postgresql://…; empty: SQLite in data_dir.")
     storage_url: str = Field(default="", description="file:///DIR or s3://BUCKET/PREFIX; empty: a folder in data_dir.")
     s3_endpoint_url: str | None = Field(default=None, description="For S3 other than AWS: MinIO, Ceph, R2.")
@@ -58,9 +60,13 @@ class Settings(BaseSettings):
     max_workers_per_job: int = Field(default=64, ge=1)
     max_running_jobs: int = Field(default=8, ge=1, description="Jobs launched at a time; the others wait as queued.")
     job_max_retries: int = Field(default=5, ge=0, description="Relaunches of a job after an infrastructure failure.")
-    cancel_grace_s: float = Field(default=20.0, gt=0, description="Time for a cancelled job to save and stop by itself.")
+    cancel_grace_s: float = Field(
+        default=20.0, gt=0, description="Time for a cancelled job to save and stop by itself."
+    )
     checkpoint_ready_timeout_s: float = Field(
-        default=240.0, gt=0, description="How long checkpoint.saved waits for serving before it goes out with ready false."
+        default=240.0,
+        gt=0,
+        description="How long checkpoint.saved waits for serving before it goes out with ready false.",
     )
     default_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Of base models where a job says nothing; auto: bf16 with GPUs, fp32 without."
@@ -85,7 +91,9 @@ class Settings(BaseSettings):
             if model == "*" or HUB_ID.fullmatch(model):
                 continue
             if not (model.startswith("/") and (Path(model) / "config.json").is_file()):
-                raise ValueError(f"{name}={model}: must be a Hub id (owner/name) or an absolute directory with a config.json")
+                raise ValueError(
+                    f"{name}={model}: must be a Hub id (owner/name) or an absolute directory with a config.json"
+                )
         return value
 
     @field_validator("data_dir", "cache_dir", mode="after")
@@ -107,7 +115,9 @@ class Settings(BaseSettings):
             fill(self, "storage_url", f"file://{self.data_dir / 'storage'}")
         scheme = urlsplit(self.database_url).scheme
         if scheme.split("+")[0] not in ("sqlite", "postgresql", "postgres"):
-            raise ValueError(f"ARKOR_RAY_DATABASE_URL: {scheme}:// is not supported; use sqlite:///PATH or postgresql://…")
+            raise ValueError(
+                f"ARKOR_RAY_DATABASE_URL: {scheme}:// is not supported; use sqlite:///PATH or postgresql://…"
+            )
         storage = urlsplit(self.storage_url)
         if storage.scheme not in ("file", "s3") or (storage.scheme == "s3" and not storage.netloc):
             raise ValueError("ARKOR_RAY_STORAGE_URL: use file:///absolute/dir or s3://bucket/prefix")

@@ -17,7 +17,9 @@ from arkor_ray.errors import ArkorError, ConflictError, InvalidRequestError, Ser
 if TYPE_CHECKING:
     from arkor_ray.settings import Settings
 
-DataDir = Annotated[Path, typer.Option(help="Database, objects and caches of this instance.", envvar="ARKOR_RAY_DATA_DIR")]
+DataDir = Annotated[
+    Path, typer.Option(help="Database, objects and caches of this instance.", envvar="ARKOR_RAY_DATA_DIR")
+]
 DEFAULT_DATA_DIR = Path(".arkor-ray")
 
 
@@ -28,8 +30,12 @@ def up(
     alias: Annotated[
         list[str] | None, typer.Option(metavar="NAME=MODEL", help="Adds a model: a Hub id or an absolute directory.")
     ] = None,
-    storage: Annotated[str, typer.Option(envvar="ARKOR_RAY_STORAGE_URL", help="file:///DIR or s3://BUCKET/PREFIX.")] = "",
-    database_url: Annotated[str, typer.Option(envvar="ARKOR_RAY_DATABASE_URL", help="SQLite (default) or PostgreSQL.")] = "",
+    storage: Annotated[
+        str, typer.Option(envvar="ARKOR_RAY_STORAGE_URL", help="file:///DIR or s3://BUCKET/PREFIX.")
+    ] = "",
+    database_url: Annotated[
+        str, typer.Option(envvar="ARKOR_RAY_DATABASE_URL", help="SQLite (default) or PostgreSQL.")
+    ] = "",
     ray_address: Annotated[str | None, typer.Option(help="Joins this Ray instead of starting one.")] = None,
 ) -> None:
     """Starts the service and stays; Ctrl-C (or SIGTERM) ends it cleanly. Jobs under way resume at the next start."""
@@ -94,7 +100,9 @@ def status(
     elif instance is None:
         print(f"No arkor-ray is running in {data_dir}")
     else:
-        print(f"arkor-ray (pid {instance['pid']}) {'is ready' if answer['ready'] else 'is not ready'} at {answer['url']}")
+        print(
+            f"arkor-ray (pid {instance['pid']}) {'is ready' if answer['ready'] else 'is not ready'} at {answer['url']}"
+        )
         for part, said in answer["checks"].items():
             print(f"  {part}: {said}")
     if not answer["ready"]:
@@ -132,15 +140,16 @@ def _settings(host: str, port: int, data_dir: Path, alias: list[str], storage: s
 
 def _demo_base(cache_dir: Path) -> Path:
     """The tiny base model of the catalogue, made on first use with a progress bar."""
-    from rich.progress import Progress
-
     from arkor_ray.demo.base_model import ensure_demo_base, find_demo_base
+    from rich.progress import Progress
 
     if found := find_demo_base(cache_dir):
         return found
     with Progress(console=Console(file=sys.stderr), transient=False) as bars:
         task = bars.add_task("Making the demo base model (first use only)", total=1.0)
-        return ensure_demo_base(cache_dir, progress=lambda done, what: bars.update(task, completed=done, description=what))
+        return ensure_demo_base(
+            cache_dir, progress=lambda done, what: bars.update(task, completed=done, description=what)
+        )
 
 
 def _serve(settings: Settings) -> None:
@@ -152,5 +161,7 @@ def _serve(settings: Settings) -> None:
         raise
     except RuntimeError as error:
         if "address already in use" in str(error).lower():
-            raise ConflictError(f"Port {settings.port} of {settings.host} is taken; choose another with --port") from error
+            raise ConflictError(
+                f"Port {settings.port} of {settings.host} is taken; choose another with --port"
+            ) from error
         raise

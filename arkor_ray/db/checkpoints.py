@@ -39,5 +39,7 @@ def list_for_job(session: Session, job_id: str) -> Sequence[CheckpointRow]:
 
 def find(session: Session, job_id: str, step: int | None) -> CheckpointRow | None:
     """The checkpoint of a step, or the final adapter for None."""
-    which = CheckpointRow.final.is_(True) if step is None else (CheckpointRow.step == step) & CheckpointRow.final.is_(False)
+    which = (
+        CheckpointRow.final.is_(True) if step is None else (CheckpointRow.step == step) & CheckpointRow.final.is_(False)
+    )
     return session.scalar(select(CheckpointRow).where(CheckpointRow.job_id == job_id, which))

@@ -31,7 +31,12 @@ class Message(WireModel):
 
     def for_template(self) -> dict[str, Any]:
         """What the chat template sees."""
-        kept = {"role": self.role, "content": self.content, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        kept = {
+            "role": self.role,
+            "content": self.content,
+            "tool_calls": self.tool_calls,
+            "tool_call_id": self.tool_call_id,
+        }
         return {k: v for k, v in kept.items() if v is not None}
 
 
@@ -102,19 +107,24 @@ class ChatRequest(WireModel):
         if self.tools and self.tool_choice != "none":
             raise InvalidRequestError(
                 "tools: this model has no tool parser; leave out tools, or send toolChoice 'none'",
-                code="tool_calling_not_configured", param="tools",
+                code="tool_calling_not_configured",
+                param="tools",
             )
         if isinstance(self.tool_choice, dict) or self.tool_choice == "required":
-            raise InvalidRequestError("toolChoice: needs tools, which this server cannot enforce yet", param="toolChoice")
+            raise InvalidRequestError(
+                "toolChoice: needs tools, which this server cannot enforce yet", param="toolChoice"
+            )
         if self.response_format is not None and self.response_format.get("type") != "text":
             raise InvalidRequestError(
                 "responseFormat: constrained decoding is not available on this server; send {'type': 'text'} or leave it out",
-                code="structured_outputs_not_configured", param="responseFormat",
+                code="structured_outputs_not_configured",
+                param="responseFormat",
             )
         if self.structured_outputs is not None:
             raise InvalidRequestError(
                 "structuredOutputs: constrained decoding is not available on this server; leave it out",
-                code="structured_outputs_not_configured", param="structuredOutputs",
+                code="structured_outputs_not_configured",
+                param="structuredOutputs",
             )
 
     def for_engine(self) -> dict[str, Any]:

@@ -157,7 +157,9 @@ class JobConfig(WireModel):
     dry_run: bool = Field(default=False, description="At most 50 rows and 10 steps, through every stage.")
     gpu_types: list[str] | None = Field(default=None, min_length=1)
 
-    num_workers: Int = Field(default=1, ge=1, le=1024, description="Ray Train workers; one GPU each where there are GPUs.")
+    num_workers: Int = Field(
+        default=1, ge=1, le=1024, description="Ray Train workers; one GPU each where there are GPUs."
+    )
     zero_stage: Int = Field(default=0, ge=0, le=3, description="DeepSpeed ZeRO stage; 0 is plain data parallelism.")
     precision: Precision | None = Field(default=None, description="Absent: bf16 on GPU, fp32 on CPU.")
     seed: Int = Field(default=42, ge=0, lt=2**32)

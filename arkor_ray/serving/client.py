@@ -59,4 +59,6 @@ def plain_error(error: BaseException) -> ArkorError:
         if isinstance(cause, ArkorError):
             return cause
         cause = original if isinstance(original, BaseException) else cause.__cause__
-    return ServiceUnavailableError(f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}", retry_after=2)
+    return ServiceUnavailableError(
+        f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}", retry_after=2
+    )

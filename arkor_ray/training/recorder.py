@@ -27,7 +27,6 @@ from arkor_ray.schemas.checkpoint import Artifact, CheckpointManifest
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
-from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore, open_store
 
 logger = logging.getLogger(__name__)
@@ -273,7 +272,8 @@ def artifacts(api_url: str, manifest: CheckpointManifest) -> list[Artifact]:
     reference = "final" if manifest.final else str(manifest.step)
     base = f"{api_url}/v1/jobs/{manifest.job_id}/checkpoints/{reference}/files"
     return [
-        Artifact(pathname=f.path, kind="adapter", size_bytes=f.size_bytes, url=f"{base}/{f.path}") for f in manifest.files
+        Artifact(pathname=f.path, kind="adapter", size_bytes=f.size_bytes, url=f"{base}/{f.path}")
+        for f in manifest.files
     ]
 
 

@@ -1,0 +1,215 @@
+"""The reconciler against a real database and a launcher told what to say; the loop is turned by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+
+from arkor_ray.db import jobs
+from arkor_ray.db.session import Database
+from arkor_ray.db.tables import Base, EventRow, JobRow, LeaseRow, OrgRow, ProjectRow
+from arkor_ray.events import publisher
+from arkor_ray.jobs import controller
+from arkor_ray.jobs.controller import Reconciler
+from arkor_ray.jobs.decision import SubmissionState
+from arkor_ray.jobs.launcher import submission_id
+from arkor_ray.schemas.base import utcnow
+from arkor_ray.schemas.job import JobStatus
+from arkor_ray.settings import Settings
+
+
+@dataclass
+class FakeLauncher:
+    """A Ray that does what it is told: `run`, `die`, `forget`, `refuse`."""
+
+    states: dict[str, SubmissionState] = field(default_factory=dict)
+    submitted: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    refusing: bool = False
+
+    def submit(self, job_id, attempt, environment):
+        if self.refusing:
+            raise RuntimeError("no agent")
+        self.submitted.append(submission_id(job_id, attempt))
+        self.states[submission_id(job_id, attempt)] = SubmissionState.RUNNING
+
+    def state(self, submission):
+        return self.states.get(submission, SubmissionState.MISSING), "message"
+
+    def stop(self, submission):
+        self.stopped.append(submission)
+        self.states[submission] = SubmissionState.STOPPED
+
+    def logs(self, submission):
+        return ""
+
+    def die(self, submission):
+        self.states[submission] = SubmissionState.FAILED
+
+    def forget_all(self):
+        self.states.clear()
+
+
+@pytest.fixture
+def db(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'arkor.db'}")
+    Base.metadata.create_all(database.engine)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def launcher():
+    return FakeLauncher()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings.load(data_dir=tmp_path, max_running_jobs=2, job_max_retries=1, cancel_grace_s=5)
+
+
+@pytest.fixture
+def reconciler(settings, db, launcher):
+    return Reconciler(settings, db, launcher)
+
+
+def create_job(db: Database) -> str:
+    with db.write() as session:
+        org = session.query(OrgRow).first() or OrgRow(slug="org", name="Org")
+        session.add(org)
+        session.flush()
+        project = session.query(ProjectRow).first() or ProjectRow(org_id=org.id, slug="project", name="Project")
+        session.add(project)
+        session.flush()
+        return jobs.create(
+            session, org_id=org.id, project_id=project.id, name="job", config={"model": "m"}, dataset_token="secret"
+        ).id
+
+
+def job(db: Database, job_id: str) -> JobRow:
+    with db.read() as session:
+        return session.get(JobRow, job_id)
+
+
+def due_now(db: Database, job_id: str) -> None:
+    with db.write() as session:
+        session.get(JobRow, job_id).retry_at = utcnow()
+
+
+def test_jobs_are_launched_oldest_first_up_to_the_limit(db, reconciler, launcher):
+    first, second, third = (create_job(db) for _ in range(3))
+    reconciler.turn()
+    reconciler.turn()
+    assert launcher.submitted == [f"{first}-1", f"{second}-1"]
+    finish(db, first, JobStatus.COMPLETED)
+    reconciler.turn()
+    assert launcher.submitted[-1] == f"{third}-1"
+
+
+def test_a_job_is_not_lost_when_we_die_between_claim_and_submission(db, reconciler, launcher, settings):
+    job_id = create_job(db)
+    launcher.refusing = True
+    reconciler.turn()
+    assert job(db, job_id).attempt == 1
+    launcher.refusing = False
+    reconciler.turn()  # finds no such submission
+    due_now(db, job_id)
+    reconciler.turn()
+    assert launcher.submitted == [f"{job_id}-2"]
+    assert job(db, job_id).retries == 0
+
+
+def test_after_a_restart_of_ray_every_unfinished_job_is_launched_again(db, reconciler, launcher):
+    ids = [create_job(db) for _ in range(2)]
+    reconciler.turn()
+    launcher.forget_all()
+    reconciler.turn()
+    for job_id in ids:
+        due_now(db, job_id)
+    reconciler.turn()
+    assert launcher.submitted[2:] == [f"{job_id}-2" for job_id in ids]
+
+
+def test_a_dead_driver_is_retried_then_the_job_fails_with_one_terminal_event(db, reconciler, launcher):
+    job_id = create_job(db)
+    reconciler.turn()
+    launcher.die(f"{job_id}-1")
+    reconciler.turn()
+    assert job(db, job_id).retries == 1
+    due_now(db, job_id)
+    reconciler.turn()
+    launcher.die(f"{job_id}-2")
+    reconciler.turn()
+    reconciler.turn()
+    assert job(db, job_id).status == "failed"
+    assert "infrastructure" in job(db, job_id).error
+    with db.read() as session:
+        assert [(e.number, e.type) for e in session.query(EventRow)] == [(1, "training.failed")]
+
+
+def test_a_cancelled_job_is_stopped_after_its_grace_and_then_left_alone(db, reconciler, launcher):
+    job_id = create_job(db)
+    reconciler.turn()
+    finish(db, job_id, JobStatus.CANCELLED)
+    reconciler.turn()
+    assert launcher.stopped == []
+    with db.write() as session:
+        session.get(JobRow, job_id).completed_at = utcnow() - timedelta(seconds=6)
+    reconciler.turn()
+    reconciler.turn()
+    reconciler.turn()
+    assert launcher.stopped == [f"{job_id}-1"]
+    assert job(db, job_id).stopped_at is not None
+    assert job(db, job_id).dataset_token is None
+
+
+def test_an_older_attempt_can_no_longer_write(db, reconciler, launcher):
+    job_id = create_job(db)
+    reconciler.turn()
+    launcher.die(f"{job_id}-1")
+    reconciler.turn()
+    due_now(db, job_id)
+    reconciler.turn()
+    with pytest.raises(publisher.StaleAttemptError), db.write() as session:
+        publisher.append(session, job_id, "training.log", {"step": 1}, key="log:1", attempt=1)
+
+
+def test_of_two_controllers_one_acts(db, settings, launcher):
+    one, two = Reconciler(settings, db, launcher), Reconciler(settings, db, launcher)
+    create_job(db)
+    assert one.turn()
+    assert not two.turn()
+    one.release()
+    assert two.turn()
+    assert len(launcher.submitted) == 1
+
+
+def test_an_expired_lease_is_taken_over(db, settings, launcher, monkeypatch):
+    monkeypatch.setattr(controller, "LEASE_S", 5.0)
+    one, two = Reconciler(settings, db, launcher), Reconciler(settings, db, launcher)
+    assert one.turn()
+    with db.write() as session:
+        session.get(LeaseRow, controller.LEASE).expires_at = utcnow() - timedelta(seconds=1)
+    assert two.turn()
+    assert not one.turn()
+
+
+def test_one_job_that_cannot_be_advanced_does_not_hold_up_the_others(db, reconciler, launcher, monkeypatch):
+    bad, good = create_job(db), create_job(db)
+    submit = launcher.submit
+
+    def refuse_one(job_id, attempt, environment):
+        if job_id == bad:
+            raise RuntimeError("no agent")
+        submit(job_id, attempt, environment)
+
+    monkeypatch.setattr(launcher, "submit", refuse_one)
+    reconciler.turn()
+    assert launcher.submitted == [f"{good}-1"]
+
+
+def finish(db: Database, job_id: str, status: JobStatus) -> None:
+    with db.write() as session:
+        assert publisher.finish(session, job_id, status, type=f"training.{status.value}", fields={})
