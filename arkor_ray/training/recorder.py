@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pydantic.alias_generators import to_camel
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -19,15 +20,15 @@ from sqlalchemy.orm import Session
 from arkor_ray.db import checkpoints
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
-from arkor_ray.errors import AdapterError, ArkorError, ObjectNotFoundError
+from arkor_ray.errors import AdapterError, ArkorError
 from arkor_ray.events import publisher
 from arkor_ray.events.publisher import JobEndedError, NewEvent, StaleAttemptError
+from arkor_ray.jobs.artifacts import artifacts
 from arkor_ray.schemas import event
-from arkor_ray.schemas.checkpoint import Artifact, CheckpointManifest
+from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
-from arkor_ray.storage.object_store import ObjectStore, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Recorder:
         found = CheckpointManifest.model_validate(manifest)
         async with self._announcing:
             fields = await self._load(found)
-            fields |= {"metrics": metrics}
+            fields |= {"metrics": {to_camel(name): value for name, value in metrics.items()}}
             return bool(await self._write(lambda s: self._complete(s, found, fields)))
 
     async def failed(self, error: str, step: int | None) -> bool:
@@ -113,13 +114,6 @@ class Recorder:
             self._checked_at = now
             self._ended = await asyncio.to_thread(self._has_ended)
         return self._ended
-
-    async def recover(self) -> list[int]:
-        """Announces checkpoints that were committed by an earlier attempt but never announced; returns their steps."""
-        manifests = await asyncio.to_thread(self._unannounced)
-        for manifest in manifests:
-            await self.checkpoint(manifest.model_dump(mode="json"))
-        return [manifest.step for manifest in manifests]
 
     async def _load(self, manifest: CheckpointManifest) -> dict[str, Any]:
         """Fields of the announcement. Serving gets `checkpoint_ready_timeout_s` to answer with the adapter."""
@@ -138,7 +132,6 @@ class Recorder:
             "step": manifest.step,
             "adapterId": manifest.adapter_id,
             "manifestSha256": manifest.sha256,
-            "artifacts": [a.to_wire() for a in artifacts(self._settings.api_url, manifest)],
             "ready": ready,
             **({"reason": reason} if reason else {}),
             **({"parity": answer["parity"]} if answer.get("parity") else {}),
@@ -159,16 +152,21 @@ class Recorder:
         return False, "the job has ended", {}
 
     def _announce(self, session: Session, manifest: CheckpointManifest, fields: dict[str, Any]) -> int | None:
-        checkpoints.record(session, manifest).ready = fields["ready"]
+        fields = self._with_artifacts(session, manifest, fields)
         return publisher.append(
             session, self._job_id, event.CHECKPOINT, fields, key=f"checkpoint:{manifest.step}", attempt=self._attempt
         )
 
     def _complete(self, session: Session, manifest: CheckpointManifest, fields: dict[str, Any]) -> bool:
-        checkpoints.record(session, manifest).ready = fields["ready"]
+        fields = self._with_artifacts(session, manifest, fields)
         return publisher.finish(
             session, self._job_id, JobStatus.COMPLETED, type=event.COMPLETED, fields=fields, attempt=self._attempt
         )
+
+    def _with_artifacts(self, session: Session, manifest: CheckpointManifest, fields: dict[str, Any]) -> dict[str, Any]:
+        checkpoints.record(session, manifest).ready = fields["ready"]
+        listed = artifacts(self._settings.api_url, manifest)
+        return {**fields, "artifacts": [artifact.to_wire() for artifact in listed]}
 
     def _finish(self, session: Session, status: JobStatus, type: str, error: str, step: int | None) -> bool:
         fields = {"error": error, "step": step}
@@ -185,13 +183,6 @@ class Recorder:
             logger.warning("Could not ask whether the job has ended", exc_info=True)
             return False
         return row is None or JobStatus(row.status).is_terminal or row.attempt != self._attempt
-
-    def _unannounced(self) -> list[CheckpointManifest]:
-        store = open_store(self._settings.storage_url, endpoint_url=self._settings.s3_endpoint_url)
-        with self._db.read() as session:
-            announced = {e.data["step"] for e in _checkpoint_events(session, self._job_id)}
-        found = [m for m in committed(store, self._job_id) if not m.final and m.step not in announced]
-        return sorted(found, key=lambda manifest: manifest.step)
 
     async def _append(self, new: NewEvent) -> None:
         await self._write(lambda s: publisher.append_all(s, self._job_id, [new], attempt=self._attempt)[0])
@@ -265,32 +256,3 @@ def start_recorder(job_id: str, attempt: int) -> Any:
         "scheduling_strategy": here,
     }
     return ray.remote(Recorder).options(**options).remote(job_id, attempt)
-
-
-def artifacts(api_url: str, manifest: CheckpointManifest) -> list[Artifact]:
-    """The files of an adapter as events and checkpoint lists show them."""
-    reference = "final" if manifest.final else str(manifest.step)
-    base = f"{api_url}/v1/jobs/{manifest.job_id}/checkpoints/{reference}/files"
-    return [
-        Artifact(pathname=f.path, kind="adapter", size_bytes=f.size_bytes, url=f"{base}/{f.path}")
-        for f in manifest.files
-    ]
-
-
-def committed(store: ObjectStore, job_id: str) -> list[CheckpointManifest]:
-    """Every manifest that storage holds for a job: the truth about its checkpoints. In no particular order."""
-    keys = [info.key for info in store.list(f"adapters/{job_id}-") if info.key.endswith("/manifest.json")]
-    found = []
-    for key in keys:
-        try:
-            found.append(CheckpointManifest.from_bytes(store.get(key)))
-        except ObjectNotFoundError:  # deleted between the two calls
-            continue
-    return found
-
-
-def _checkpoint_events(session: Session, job_id: str) -> list[Any]:
-    from arkor_ray.db.tables import EventRow
-
-    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type == event.CHECKPOINT)
-    return list(session.scalars(query))
