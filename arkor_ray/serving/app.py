@@ -1,0 +1,101 @@
+"""The Ray Serve application of one base model. Cheap to import: torch is loaded in the replicas only."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from arkor_ray.schemas.checkpoint import BasePrecision
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from arkor_ray.settings import Settings
+
+DEPLOYMENT = "LLMServer"
+_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+
+
+class InferenceArgs(BaseModel):
+    """What a replica is started with. Two replicas with the same arguments are interchangeable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    base_model: str = Field(description="A Hub id, or an absolute directory that every serving node has.")
+    base_revision: str | None = None
+    base_precision: BasePrecision
+    storage_url: str = Field(description="file:///absolute/directory or s3://bucket/prefix, where adapters are kept.")
+    storage_endpoint_url: str | None = Field(default=None, description="For S3 other than AWS.")
+    cache_dir: str = Field(description="On local disk; replicas of a node share it.")
+    slots: int = Field(default=16, ge=1, description="Adapters in device memory.")
+    rows: int = Field(default=16, ge=1, description="Requests that run at once; more wait.")
+    max_len: int = Field(default=2048, ge=16, description="Tokens of prompt and answer together.")
+    max_rank: int = Field(default=256, ge=1, description="The largest LoRA rank accepted.")
+    prefill_budget: int | None = Field(
+        default=None, ge=1, description="Prompt tokens read between two decode steps; by device when absent."
+    )
+    ram_bytes: int = Field(default=2 * 2**30, ge=0, description="Adapter files kept in host memory.")
+    disk_bytes: int = Field(default=20 * 2**30, ge=0, description="Adapter files kept in cache_dir.")
+    queue_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for a row and a slot, then 503.")
+    num_replicas: int = Field(default=1, ge=1)
+    num_gpus: float | None = Field(default=None, ge=0, description="Per replica; absent: 1 if the cluster has a GPU.")
+    cpu_threads: int | None = Field(default=None, ge=1, description="Absent: half of the node's cores.")
+    max_ongoing_requests: int = Field(default=1000, ge=1, description="Per replica, running and waiting.")
+
+
+def application_name(base_model: str, base_precision: str) -> str:
+    """`inference-<slug>-<hash8>`: one application for each base model and precision."""
+    slug = re.sub(r"[^a-z0-9]+", "-", base_model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")[:40] or "base"
+    digest = hashlib.sha256(f"{base_model}\n{base_precision}".encode()).hexdigest()[:8]
+    return f"inference-{slug}-{digest}"
+
+
+def inference_args(settings: Settings, base_model: str, base_precision: BasePrecision) -> InferenceArgs:
+    """Arguments for a base model from the service's settings."""
+    return InferenceArgs(
+        base_model=base_model,
+        base_precision=base_precision,
+        storage_url=settings.storage_url,
+        storage_endpoint_url=settings.s3_endpoint_url,
+        cache_dir=str(settings.data_dir / "serving-cache"),
+        slots=settings.serving_slots,
+        rows=settings.serving_rows,
+        max_len=settings.serving_max_length,
+        num_replicas=settings.serving_replicas,
+    )
+
+
+def build_app(args: InferenceArgs) -> Application:
+    """The application, to be run under `application_name` with no route: it is called through a deployment handle.
+
+    Callers set `handle.options(session_id=adapter_id)`, so that an adapter's requests meet at the replica that has it.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.config import RequestRouterConfig
+
+    from arkor_ray.serving.llm_server import LLMServer
+
+    num_gpus = args.num_gpus
+    if num_gpus is None:
+        num_gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    deployment = serve.deployment(
+        LLMServer,
+        name=DEPLOYMENT,
+        num_replicas=args.num_replicas,
+        max_ongoing_requests=args.max_ongoing_requests,
+        # On a machine without GPUs inference shares the cores with training, which must not wait for it.
+        ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class=_ROUTER,  # type: ignore[arg-type]
+            request_router_kwargs={"num_fallback_replicas": 2},
+        ),
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=5,
+    )
+    return deployment.bind(args)  # type: ignore[attr-defined]

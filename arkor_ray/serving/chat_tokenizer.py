@@ -1,0 +1,61 @@
+"""From messages to prompt tokens, with one checkpoint's own tokenizer and chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any
+
+from arkor_ray.errors import AdapterError, InvalidRequestError, ModelError
+
+
+class ChatTokenizer:
+    """A tokenizer with its chat template. Rendering follows training: the template's text, no special tokens added."""
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self.tokenizer = tokenizer
+        self._name = name
+        # Fast tokenizers refuse to be used from two threads at once.
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, source: str | Path, name: str, *, revision: str | None = None) -> ChatTokenizer:
+        """From a Hub id or a directory. Raises ModelError; no code of the repository is run."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ModelError(f"The tokenizer of {name} cannot be loaded: {error}") from error
+        return cls(tokenizer, name)
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> tuple[int, ...]:
+        """Prompt tokens up to where the assistant's answer begins."""
+        if self.tokenizer.chat_template is None:
+            raise InvalidRequestError(f"messages: {self._name} has no chat template", param="messages")
+        with self._lock:
+            try:
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # whatever the template's own code raises
+                raise InvalidRequestError(
+                    f"messages: the chat template of {self._name} refuses them: {error}", param="messages"
+                ) from error
+            return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        with self._lock:
+            return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def end_ids(self, generation_config: Any) -> frozenset[int]:
+        """Tokens that end an answer: those of the base model's generation config and the tokenizer's own."""
+        listed = getattr(generation_config, "eos_token_id", None)
+        ids = set(listed if isinstance(listed, list) else [listed]) | {self.tokenizer.eos_token_id}
+        return frozenset(i for i in ids if i is not None)
+
+    def check_template(self, sha256: str | None, adapter_id: str) -> None:
+        """Raises AdapterError unless the template is the one that training used, by the hash of its text."""
+        template = self.tokenizer.chat_template
+        found = hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
+        if sha256 is not None and found != sha256:
+            raise AdapterError(f"Adapter {adapter_id}: its chat template is not the one that training used.")

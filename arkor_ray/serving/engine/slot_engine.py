@@ -1,0 +1,384 @@
+"""The default engine: one thread owns the model and turns it step by step; everyone else posts to its queue."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, ServiceUnavailableError
+from arkor_ray.serving.engine.base_model import BaseModel
+from arkor_ray.serving.engine.batcher import Batcher, Move, Packed, Placing, Sequence
+from arkor_ray.serving.engine.interface import AdapterSource, EngineStats, FinishReason, GenRequest, TokenEvent
+from arkor_ray.serving.engine.lora_weights import LoraWeights
+from arkor_ray.serving.engine.model_runner import ModelRunner
+from arkor_ray.serving.engine.sampler import sample
+from arkor_ray.serving.engine.slot_table import SlotTable
+from arkor_ray.serving.single_flight import SingleFlight
+
+logger = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 0.05  # how often waiting requests are looked at when nothing runs
+_UNHEALTHY_AFTER = 3  # failed steps in a row
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes, all fixed at start except the rank, which grows to `max_rank` when an adapter needs it."""
+
+    rows: int = 16
+    """Requests that run at once."""
+    slots: int = 16
+    """Adapters in device memory."""
+    max_len: int = 2048
+    """Tokens of a sequence, prompt and answer together."""
+    rank: int = 16
+    max_rank: int = 256
+    prefill_budget: int = 256
+    """Prompt tokens read between two decode steps."""
+    max_waiting: int = 1024
+
+
+@dataclass
+class _Counters:
+    decode_steps: int = 0
+    prefill_tokens: int = 0
+    generated_tokens: int = 0
+    adapter_loads: int = 0
+
+
+class SlotEngine:
+    """Implements `interface.Engine` over an unmodified transformers model, which it changes and owns from then on.
+
+    Raises ModelError when the model's own forward pass and this engine's do not agree.
+    """
+
+    def __init__(self, base: BaseModel, adapters: AdapterSource, config: EngineConfig | None = None) -> None:
+        self.config = config = config or EngineConfig()
+        self._adapters = adapters
+        self._runner = ModelRunner(base, rows=config.rows, slots=config.slots, max_len=config.max_len, rank=config.rank)
+        self._table = SlotTable(config.slots)
+        self._batcher = Batcher(config.rows, self._table)
+        self._counters = _Counters()
+        self._reads: SingleFlight[Packed] = SingleFlight()
+        self._packers = ThreadPoolExecutor(2, thread_name_prefix="adapter-packer")
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._outbox: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+        self._failures = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="slot-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The base model's layers that can carry LoRA, name -> (in_features, out_features)."""
+        return self._runner.linears
+
+    @property
+    def max_len(self) -> int:
+        return self._runner.max_len
+
+    async def preload(self, weights: LoraWeights) -> bool:
+        packed = await asyncio.get_running_loop().run_in_executor(self._packers, self._pack, weights)
+        placed: Future[bool] = Future()
+        self._post(lambda: placed.set_result(self._place_idle(packed)))
+        return await asyncio.wrap_future(placed)
+
+    async def generate(self, request: GenRequest) -> AsyncIterator[list[TokenEvent]]:
+        self._check(request.prompt_ids, request.max_tokens)
+        if not request.max_tokens:
+            raise InvalidRequestError("max_tokens: must be at least 1", param="maxTokens")
+        events, sequence = await self._submit(request, scoring=False)
+        finished = False
+        try:
+            while not finished:
+                batch: list[TokenEvent] = []
+                error: Exception | None = None
+                for event in [await events.get(), *(events.get_nowait() for _ in range(events.qsize()))]:
+                    if isinstance(event, Exception):
+                        error = event
+                    else:
+                        batch.append(event)
+                finished = error is not None or batch[-1].finish_reason is not None
+                if batch:
+                    yield batch
+                if error is not None:
+                    raise error
+        finally:
+            if not finished:
+                self._post(lambda: self._remove([sequence]))
+
+    async def score(self, token_ids: tuple[int, ...], adapter_id: str | None) -> list[float]:
+        self._check(token_ids, 0)
+        request = GenRequest(f"score-{uuid.uuid4().hex}", token_ids, 0, adapter_id)
+        events, sequence = await self._submit(request, scoring=True)
+        try:
+            result = await events.get()
+        except BaseException:
+            self._post(lambda: self._remove([sequence]))
+            raise
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def stats(self) -> EngineStats:
+        counters = self._counters
+        return EngineStats(
+            rows=self.config.rows,
+            rows_busy=self._batcher.busy,
+            waiting=len(self._batcher.waiting),
+            slots=self.config.slots,
+            resident=self._table.live(),
+            rank=self._runner.lora.layout.rank,
+            decode_steps=counters.decode_steps,
+            prefill_tokens=counters.prefill_tokens,
+            generated_tokens=counters.generated_tokens,
+            adapter_loads=counters.adapter_loads,
+            evictions=self._table.evictions,
+        )
+
+    def resident(self, adapter_id: str) -> bool:
+        """Whether the adapter is in a slot now; it may be gone a moment later."""
+        return self._table.resident(adapter_id)
+
+    def check_health(self) -> None:
+        if not self._thread.is_alive():
+            raise InternalError("The engine's thread has ended.")
+        if self._failures >= _UNHEALTHY_AFTER:
+            raise InternalError(f"The engine's last {self._failures} steps failed.")
+
+    def close(self) -> None:
+        self._closing = True
+        self._post(lambda: None)
+        self._thread.join()
+        self._packers.shutdown(wait=False)
+
+    # From here to the engine's thread: checks and submission, on the caller's event loop.
+
+    def _check(self, prompt_ids: tuple[int, ...], max_tokens: int) -> None:
+        if not prompt_ids:
+            raise InvalidRequestError("messages: the prompt is empty", param="messages")
+        if len(prompt_ids) + max_tokens > self.max_len:
+            too_long = len(prompt_ids) >= self.max_len
+            raise InvalidRequestError(
+                f"messages, max_tokens: the prompt has {len(prompt_ids)} tokens and max_tokens asks for {max_tokens}, "
+                f"together more than the {self.max_len} that fit"
+                + ("" if too_long else f"; send max_tokens {self.max_len - len(prompt_ids)} or less"),
+                param="messages" if too_long else "maxTokens",
+            )
+        vocabulary = self._runner.vocab_size
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocabulary:
+            raise InvalidRequestError(
+                f"messages: token {max(prompt_ids)} is outside the base model's vocabulary of {vocabulary}",
+                param="messages",
+            )
+
+    async def _submit(self, request: GenRequest, *, scoring: bool) -> tuple[asyncio.Queue[Any], Sequence]:
+        self.check_health()
+        if len(self._batcher.waiting) >= self.config.max_waiting:
+            raise ServiceUnavailableError(f"{self.config.max_waiting} requests are waiting already.", retry_after=1)
+        packed = None
+        if request.adapter_id is not None and not self._table.resident(request.adapter_id):
+            packed = await self._read(request.adapter_id)
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Any] = asyncio.Queue()
+
+        def emit(event: TokenEvent | list[float] | Exception) -> None:
+            self._outbox.setdefault(loop, []).append(lambda: events.put_nowait(event))
+
+        def reread() -> Future[Packed]:
+            return asyncio.run_coroutine_threadsafe(self._read(request.adapter_id or ""), loop)
+
+        sequence = Sequence(request, emit, reread, time.monotonic(), scoring=scoring, packed=packed)
+        self._post(lambda: self._batcher.add(sequence))
+        return events, sequence
+
+    async def _read(self, adapter_id: str) -> Packed:
+        async def work() -> Packed:
+            weights = await self._adapters.weights(adapter_id)
+            return await asyncio.get_running_loop().run_in_executor(self._packers, self._pack, weights)
+
+        return await self._reads.run(adapter_id, work)
+
+    def _pack(self, weights: LoraWeights) -> Packed:
+        return Packed(weights, *self._runner.lora.pack(weights))
+
+    def _post(self, command: Callable[[], None]) -> None:
+        self._commands.put(command)
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while not self._closing:
+                self._obey()
+                try:
+                    self._step()
+                    self._failures = 0
+                except Exception as error:
+                    self._failures += 1
+                    logger.exception("An engine step failed; its requests fail with it.")
+                    self._fail([s for s in self._batcher if s not in self._batcher.waiting], _as_arkor(error))
+                self._deliver()
+        self._fail(list(self._batcher), ServiceUnavailableError("The inference replica is stopping.", retry_after=1))
+        self._deliver()
+
+    def _obey(self) -> None:
+        """Carries out what was posted. Sleeps while there is nothing else to do."""
+        try:
+            if not self._batcher.busy:
+                self._commands.get(timeout=_IDLE_WAIT_S if self._batcher.waiting else None)()
+            while True:
+                self._commands.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _step(self) -> None:
+        """Reads at most `prefill_budget` prompt tokens, then gives every decoding row one token."""
+        now = time.monotonic()
+        for late in self._batcher.expired(now):
+            late.emit(
+                ServiceUnavailableError(
+                    f"All {self.config.slots} adapter slots or {self.config.rows} rows stayed busy for "
+                    f"{late.request.queue_timeout:.0f} s.",
+                    retry_after=1,
+                )
+            )
+        budget = self.config.prefill_budget
+        while budget > 0:
+            sequence = self._batcher.prefilling or self._batcher.next_prompt(now, self._place)
+            if sequence is None:
+                break
+            budget -= self._prefill(sequence, budget)
+        if self._batcher.decoding:
+            self._decode()
+
+    def _prefill(self, sequence: Sequence, budget: int) -> int:
+        count = min(sequence.prompt_left, budget)
+        row, start = len(self._batcher.decoding), sequence.read
+        ids = sequence.request.prompt_ids[start : start + count]
+        logits = self._runner.prefill(row, start, ids, sequence.slot, all_logits=sequence.scoring)
+        sequence.read += count
+        self._counters.prefill_tokens += count
+        if sequence.scoring:
+            targets = torch.tensor(sequence.request.prompt_ids[start + 1 : start + count + 1], device=logits.device)
+            logprobs = torch.log_softmax(logits[: len(targets)].float(), dim=-1)
+            sequence.logprobs += logprobs.gather(1, targets[:, None])[:, 0].tolist()
+            if not sequence.prompt_left:
+                sequence.emit(sequence.logprobs)
+                self._remove([sequence])
+        elif not sequence.prompt_left:
+            self._batcher.start_decoding()
+            self._accept([sequence], sample(logits[-1:], [sequence.sampler]))
+        return count
+
+    def _decode(self) -> None:
+        sequences = list(self._batcher.decoding)
+        logits = self._runner.decode(
+            [s.tokens[-1] for s in sequences], [s.length for s in sequences], [s.slot for s in sequences]
+        )
+        self._counters.decode_steps += 1
+        self._accept(sequences, sample(logits, [s.sampler for s in sequences]))
+
+    def _accept(self, sequences: list[Sequence], tokens: list[int | None]) -> None:
+        done = []
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if token is None:
+                name = sequence.request.adapter_id or "the base model"
+                sequence.emit(InternalError(f"The logits of {name} are not finite for this prompt."))
+                done.append(sequence)
+                continue
+            sequence.tokens.append(token)
+            self._counters.generated_tokens += 1
+            reason: FinishReason | None = None
+            if token in sequence.request.eos_ids:
+                reason = "stop"
+            elif len(sequence.tokens) >= sequence.request.max_tokens:
+                reason = "length"
+            sequence.emit(TokenEvent(token, reason))
+            if reason is not None:
+                done.append(sequence)
+        if done:
+            self._remove(done)
+
+    def _place(self, sequence: Sequence) -> Placing:
+        """Pins the sequence's adapter in a slot, copying it there first if need be."""
+        adapter_id = sequence.request.adapter_id
+        assert adapter_id is not None
+        slot = self._table.pin(adapter_id)
+        if slot is None:
+            if sequence.packed is None:  # evicted since the request came
+                if sequence.reading is None:
+                    sequence.reading = sequence.reread()
+                    sequence.reading.add_done_callback(lambda read: self._post(lambda: self._take_read(sequence, read)))
+                return Placing.ABSENT
+            if not self._place_idle(sequence.packed):
+                return Placing.FULL
+            slot = self._table.pin(adapter_id)
+        sequence.slot, sequence.pinned, sequence.packed = slot, True, None
+        return Placing.READY
+
+    def _place_idle(self, packed: Packed) -> bool:
+        """Copies an adapter into a free or idle slot; it is evictable until someone pins it."""
+        adapter_id = packed.weights.adapter_id
+        if self._table.resident(adapter_id):
+            return True
+        slot = self._table.place(adapter_id)
+        if slot is None:
+            return False
+        try:
+            self._runner.lora.write(slot, packed.weights, packed.layout, packed.flat)
+        except BaseException:
+            self._table.remove(adapter_id)
+            raise
+        self._counters.adapter_loads += 1
+        return True
+
+    def _take_read(self, sequence: Sequence, read: Future[Packed]) -> None:
+        sequence.reading = None
+        error = None if read.cancelled() else read.exception()
+        if read.cancelled() or error is not None:
+            self._fail([sequence], _as_arkor(error))
+        else:
+            sequence.packed = read.result()
+
+    def _fail(self, sequences: list[Sequence], error: ArkorError) -> None:
+        for sequence in sequences:
+            sequence.emit(error)
+        self._remove(sequences)
+
+    def _remove(self, sequences: list[Sequence]) -> None:
+        for move in self._batcher.remove({id(s) for s in sequences}):
+            self._move(move)
+
+    def _move(self, move: Move) -> None:
+        self._runner.cache.move_row(move.source, move.target, move.length)
+
+    def _deliver(self) -> None:
+        """Hands all events of this step to each event loop with one wake-up."""
+        outbox, self._outbox = self._outbox, {}
+        for loop, sends in outbox.items():
+            try:
+                loop.call_soon_threadsafe(_call_all, sends)
+            except RuntimeError:  # the loop is closed: nobody is left to hear, and nobody to cancel
+                logger.warning("%d events had no event loop to go to.", len(sends))
+
+
+def _call_all(sends: list[Callable[[], None]]) -> None:
+    for send in sends:
+        send()
+
+
+def _as_arkor(error: BaseException | None) -> ArkorError:
+    if isinstance(error, ArkorError):
+        return error
+    return InternalError(f"The engine failed: {error!r}" if error else "Reading the adapter was interrupted.")

@@ -1,0 +1,257 @@
+"""An inference replica: messages in, text out. The engine sees token ids only; what they mean is settled here.
+
+Importing this module brings in no torch: the process that deploys the application need not have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from arkor_ray.errors import AdapterError, ServiceUnavailableError
+from arkor_ray.schemas.checkpoint import CheckpointManifest
+from arkor_ray.serving.adapter_loader import AdapterLoader, BaseIdentity, LoaderConfig
+from arkor_ray.serving.chat_tokenizer import ChatTokenizer
+from arkor_ray.serving.engine.interface import GenRequest
+from arkor_ray.serving.single_flight import SingleFlight
+from arkor_ray.serving.text_stream import Detokenizer, StopMatcher
+from arkor_ray.storage.object_store import open_store
+
+if TYPE_CHECKING:
+    from arkor_ray.serving.app import InferenceArgs
+
+logger = logging.getLogger(__name__)
+
+# Log-probabilities in nats. Beyond fp32 they differ because batches of other shapes round differently.
+PARITY_TOLERANCE = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "nf4": 0.25}
+DEFAULT_MAX_TOKENS = 1024  # where a request says nothing; less when the context has less room
+_TOKENIZERS = 64
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """Whose answer it will be: how its prompts are built and what its answers are signed with."""
+
+    tokenizer: ChatTokenizer
+    end_ids: frozenset[int]
+    fingerprint: str
+
+
+class LLMServer:
+    """Serves one base model and every adapter trained on it."""
+
+    def __init__(self, args: InferenceArgs) -> None:
+        import torch
+
+        from arkor_ray.serving.engine.base_model import load_base
+        from arkor_ray.serving.engine.slot_engine import EngineConfig, SlotEngine
+
+        torch.set_num_threads(args.cpu_threads or max(1, (os.cpu_count() or 1) // 2))
+        self._args = args
+        base = load_base(args.base_model, args.base_precision, revision=args.base_revision)
+        self._generation_config = base.model.generation_config
+        cache = Path(args.cache_dir)
+        self._tokenizer_dir = cache / "tokenizers"
+        self._loader = AdapterLoader(
+            open_store(args.storage_url, endpoint_url=args.storage_endpoint_url),
+            BaseIdentity(args.base_model, args.base_precision),
+            LoaderConfig(cache, disk_bytes=args.disk_bytes, ram_bytes=args.ram_bytes),
+            linears=lambda: self._engine.linears,
+            max_rank=args.max_rank,
+        )
+        self._engine = SlotEngine(
+            base,
+            self._loader,
+            EngineConfig(
+                rows=args.rows,
+                slots=args.slots,
+                max_len=args.max_len,
+                max_rank=args.max_rank,
+                prefill_budget=args.prefill_budget or (2048 if base.device.type == "cuda" else 256),
+            ),
+        )
+        base_tokenizer = ChatTokenizer.load(args.base_model, "the base model", revision=args.base_revision)
+        self._base_speaker = _Speaker(
+            base_tokenizer, base_tokenizer.end_ids(self._generation_config), f"base@{_base_hash(base.model.config)}"
+        )
+        self._tokenizers: OrderedDict[str, ChatTokenizer] = OrderedDict()
+        self._flights: SingleFlight[ChatTokenizer] = SingleFlight()
+
+    async def admit(self, manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
+        """Makes an adapter ready to answer, and compares its log-probabilities with those of training.
+
+        Args:
+            manifest: a CheckpointManifest as JSON.
+            data: the bytes of adapter_model.safetensors, or None to read them from storage.
+
+        Returns adapter_id, manifest_sha256, tier ("slot", or "ram" when every slot is busy) and parity: None without a
+        probe, else max_abs_diff (None if not finite) and tolerance. A difference beyond the tolerance is logged, not
+        refused. May be called again. Raises AdapterError when the adapter cannot be served.
+        """
+        try:
+            parsed = CheckpointManifest.model_validate(manifest)
+        except ValidationError as error:
+            raise AdapterError(f"Not a checkpoint manifest: {error.errors(include_url=False)[0]['msg']}") from error
+        weights = await self._loader.admit(parsed, data)
+        placed, _ = await asyncio.gather(self._engine.preload(weights), self._speaker(parsed.adapter_id))
+        return {
+            "adapter_id": parsed.adapter_id,
+            "manifest_sha256": parsed.sha256,
+            "tier": "slot" if placed else "ram",
+            "parity": await self._parity(parsed),
+        }
+
+    async def chat(self, request: dict[str, Any], adapter_id: str | None) -> AsyncIterator[dict[str, Any]]:
+        """Answers `ChatRequest.for_engine()` with the adapter, or with the base model for None; never one for the other.
+
+        Yields {"type": "start", "prompt_tokens", "system_fingerprint"} once the first token is there, then
+        {"type": "delta", "text"} as text comes, at last {"type": "end", "finish_reason", "usage"}.
+        Raises InvalidRequestError, NotFoundError, AdapterError, StorageError or ServiceUnavailableError before the start.
+        """
+        speaker = await self._speaker(adapter_id)
+        messages = request["messages"]
+        prompt = await asyncio.get_running_loop().run_in_executor(None, speaker.tokenizer.encode_chat, messages)
+        generation = self._generation(request, prompt, adapter_id, speaker)
+        detokenizer, stops = Detokenizer(speaker.tokenizer.decode), StopMatcher(request.get("stop") or [])
+        completion, reason = 0, None
+        async with aclosing(self._engine.generate(generation)) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                if not completion:
+                    yield {"type": "start", "prompt_tokens": len(prompt), "system_fingerprint": speaker.fingerprint}
+                text = ""
+                for event in batch:
+                    completion += 1
+                    reason = event.finish_reason
+                    if event.token_id not in generation.eos_ids:
+                        piece, stopped = stops.push(detokenizer.push(event.token_id))
+                        text += piece
+                        if stopped:
+                            reason = "stop"
+                            break
+                    if reason is not None:
+                        piece, stopped = stops.push(detokenizer.finish())
+                        text += piece if stopped else piece + stops.finish()
+                        reason = "stop" if stopped else reason
+                if text:
+                    yield {"type": "delta", "text": text}
+                if reason is not None:
+                    break
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": completion, "total_tokens": len(prompt) + completion}
+        yield {"type": "end", "finish_reason": reason, "usage": usage}
+
+    async def stats(self) -> dict[str, Any]:
+        """Rows, slots and counters of the engine, and how many files each tier has answered."""
+        return {
+            "base_model": self._args.base_model,
+            "base_precision": self._args.base_precision,
+            "pid": os.getpid(),
+            "engine": dataclasses.asdict(self._engine.stats()),
+            "tiers": dataclasses.asdict(self._loader.counts),
+        }
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve; raises when the engine can no longer answer, and the replica is replaced."""
+        self._engine.check_health()
+
+    def close(self) -> None:
+        """Ends the engine's and the loader's threads."""
+        self._engine.close()
+        self._loader.close()
+
+    def _generation(
+        self, request: dict[str, Any], prompt: tuple[int, ...], adapter_id: str | None, speaker: _Speaker
+    ) -> GenRequest:
+        defaults = self._generation_config
+        sampling = bool(getattr(defaults, "do_sample", False))
+        temperature, top_p = request.get("temperature"), request.get("top_p")
+        if temperature is None:
+            temperature = (getattr(defaults, "temperature", None) or 1.0) if sampling else 0.0
+        if top_p is None:
+            top_p = (getattr(defaults, "top_p", None) or 1.0) if sampling else 1.0
+        room = max(1, self._engine.max_len - len(prompt))
+        return GenRequest(
+            request_id=uuid.uuid4().hex,
+            prompt_ids=prompt,
+            max_tokens=request.get("max_tokens") or min(DEFAULT_MAX_TOKENS, room),
+            adapter_id=adapter_id,
+            temperature=float(temperature),
+            top_p=float(top_p),
+            seed=request.get("seed"),
+            eos_ids=speaker.end_ids,
+            queue_timeout=self._args.queue_timeout_s,
+        )
+
+    async def _speaker(self, adapter_id: str | None) -> _Speaker:
+        if adapter_id is None:
+            return self._base_speaker
+        manifest = await self._loader.manifest(adapter_id)
+        digest = await self._loader.tokenizer_folder(adapter_id, self._tokenizer_dir)
+        tokenizer = self._tokenizers.get(digest)
+        if tokenizer is None:
+            folder = self._tokenizer_dir / digest
+
+            async def load() -> ChatTokenizer:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(None, ChatTokenizer.load, folder, f"adapter {adapter_id}")
+
+            tokenizer = await self._flights.run(digest, load)
+            self._tokenizers[digest] = tokenizer
+            while len(self._tokenizers) > _TOKENIZERS:
+                self._tokenizers.popitem(last=False)
+        else:
+            self._tokenizers.move_to_end(digest)
+        tokenizer.check_template(manifest.template_sha256, adapter_id)
+        fingerprint = f"{adapter_id}@{manifest.sha256[:16]}"
+        return _Speaker(tokenizer, tokenizer.end_ids(self._generation_config), fingerprint)
+
+    async def _parity(self, manifest: CheckpointManifest) -> dict[str, float | None] | None:
+        probe = manifest.probe
+        if probe is None or len(probe.token_ids) < 2:
+            return None
+        ids = tuple(probe.token_ids[: self._engine.max_len])
+        try:
+            served = await self._engine.score(ids, manifest.adapter_id)
+        except ServiceUnavailableError as error:
+            logger.warning("No parity probe for %s: %s", manifest.adapter_id, error)
+            return None
+        # Not max(): comparing with a NaN is always false, so that one could hide.
+        differences = [abs(s - t) for s, t in zip(served, probe.logprobs[: len(served)], strict=True)]
+        difference = max(differences) if all(map(math.isfinite, differences)) else math.inf
+        tolerance = PARITY_TOLERANCE[manifest.base_precision]
+        if difference > tolerance:
+            logger.warning(
+                "Adapter %s does not answer as it was trained: log-probabilities differ by up to %.3g nats (tolerance %.3g).",
+                manifest.adapter_id, difference, tolerance,
+            )  # fmt: skip
+        return {"max_abs_diff": difference if math.isfinite(difference) else None, "tolerance": tolerance}
+
+
+def _base_hash(config: Any) -> str:
+    """Names the base weights: the Hub's commit, or for a directory its config and the ends of its weight files."""
+    commit = getattr(config, "_commit_hash", None)
+    folder = Path(config.name_or_path)
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
+    if not folder.is_dir():
+        digest.update(str(commit).encode())
+        return digest.hexdigest()[:16]
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(2**20)
+            file.seek(max(0, size - 2**20))
+            digest.update(f"{path.name} {size}".encode() + head + file.read())
+    return digest.hexdigest()[:16]
