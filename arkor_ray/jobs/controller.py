@@ -25,7 +25,8 @@ from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
-from arkor_ray.schemas.job import JobConfig, JobStatus
+from arkor_ray.schemas.checkpoint import BasePrecision
+from arkor_ray.schemas.job import JobConfig, JobStatus, Precision
 from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Serving:
         self._starts: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="serving")
 
-    def default_precision(self) -> str:
+    def default_precision(self) -> Precision:
         """The precision of a base model where nothing is said: bf16 if the cluster has GPUs, else fp32."""
         if self._settings.default_precision != "auto":
             return self._settings.default_precision
@@ -132,19 +133,19 @@ class Serving:
 
         return "bf16" if ray.cluster_resources().get("GPU", 0) > 0 else "fp32"
 
-    def precision_of(self, config: JobConfig) -> str:
+    def precision_of(self, config: JobConfig) -> BasePrecision:
         """The base precision that a job trains on, and that its adapters are therefore served on."""
         return "nf4" if config.load_in_4bit else config.precision or self.default_precision()
 
-    def prefetch(self, base_model: str, base_precision: str) -> None:
+    def prefetch(self, base_model: str, base_precision: BasePrecision) -> None:
         """Begins to start the application and returns; a failure is logged here and told to whoever needs it later."""
         self._start(base_model, base_precision).add_done_callback(_log_failure)
 
-    def ensure(self, base_model: str, base_precision: str) -> None:
+    def ensure(self, base_model: str, base_precision: BasePrecision) -> None:
         """Returns once the application runs. Raises what its start raised."""
         self._start(base_model, base_precision).result()
 
-    def _start(self, base_model: str, base_precision: str) -> Future[None]:
+    def _start(self, base_model: str, base_precision: BasePrecision) -> Future[None]:
         from arkor_ray.serving.app import application_name
 
         name = application_name(base_model, base_precision)
@@ -154,7 +155,7 @@ class Serving:
                 start = self._starts[name] = self._pool.submit(self._run, name, base_model, base_precision)
             return start
 
-    def _run(self, name: str, base_model: str, base_precision: str) -> None:
+    def _run(self, name: str, base_model: str, base_precision: BasePrecision) -> None:
         from ray import serve
         from ray.serve.schema import ApplicationStatus
 
@@ -183,11 +184,11 @@ class Controller:
         """True while the loop runs."""
         return self._thread.is_alive()
 
-    def ensure_serving(self, base_model: str, base_precision: str) -> None:
+    def ensure_serving(self, base_model: str, base_precision: BasePrecision) -> None:
         """Returns once the serving application of this base model runs."""
         self._serving.ensure(base_model, base_precision)
 
-    def default_precision(self) -> str:
+    def default_precision(self) -> Precision:
         return self._serving.default_precision()
 
     def driver_logs(self, submission: str) -> str:

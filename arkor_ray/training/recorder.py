@@ -59,6 +59,7 @@ class Recorder:
         self._db = Database(self._settings.database_url)
         self._writes: asyncio.Queue[tuple[Callable[[Session], Any], asyncio.Future[Any]]] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
+        self._opened = asyncio.Event()  # training.started is the first event; notices made before it wait for it
         self._announcing = asyncio.Lock()  # FIFO: checkpoints are announced in the order they were committed
         self._staged: dict[str, bytes] = {}
         self._ended = False
@@ -66,6 +67,7 @@ class Recorder:
 
     async def started(self, metadata: dict[str, Any]) -> None:
         await self._write(lambda s: publisher.start(s, self._job_id, {"metadata": metadata}, attempt=self._attempt))
+        self._opened.set()
 
     async def log(self, entry: dict[str, Any]) -> None:
         """A training.log event; `entry` is snake_case with at least `step`. Told again, it is dropped."""
@@ -76,6 +78,7 @@ class Recorder:
 
     async def notice(self, type: str, data: dict[str, Any]) -> None:
         """An event of our own, such as dataset.preflight or checkpoint.delayed; one per type and step."""
+        await self._opened.wait()
         await self._append(NewEvent(type, f"{type}:{data.get('step', '')}", data))
 
     async def stage(self, adapter_id: str, data: bytes) -> None:
@@ -104,6 +107,8 @@ class Recorder:
 
     async def failed(self, error: str, step: int | None) -> bool:
         """Ends the job with a reason. False if it had ended before."""
+        self._opened.set()
+        await asyncio.sleep(0)  # what waited to be told, such as why no row was usable, is told before the end
         async with self._announcing:
             return bool(await self._write(lambda s: self._finish(s, JobStatus.FAILED, event.FAILED, error, step)))
 
