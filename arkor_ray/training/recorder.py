@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic.alias_generators import to_camel
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -102,7 +101,7 @@ class Recorder:
         found = CheckpointManifest.model_validate(manifest)
         async with self._announcing:
             fields = await self._load(found)
-            fields |= {"metrics": {to_camel(name): value for name, value in metrics.items()}}
+            fields |= {"metrics": metrics}
             return bool(await self._write(lambda s: self._complete(s, found, fields)))
 
     async def failed(self, error: str, step: int | None) -> bool:
