@@ -45,14 +45,14 @@ class RunningService:
         self.data_dir = folder / "data"
         self.port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._home = folder / "home"
-        self._home.mkdir(parents=True, exist_ok=True)
+        self.home = folder / "home"
+        self.home.mkdir(parents=True, exist_ok=True)
         self._log = folder / "up.log"
         self._models = models or {}
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arkor-ray"
-        self._environment = {
+        self.environment = {
             **os.environ,
-            "HOME": str(self._home),
+            "HOME": str(self.home),
             "ARKOR_RAY_CACHE_DIR": str(cache),
             "ARKOR_RAY_DATASETS_ALLOW_LOCAL_PATHS": "1",
             "ARKOR_RAY_DATASETS_ALLOW_PRIVATE_HOSTS": "1",
@@ -68,7 +68,7 @@ class RunningService:
         with self._log.open("ab") as log:
             start = log.tell()
             self._process = subprocess.Popen(
-                [*command, *aliases], env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*command, *aliases], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         wait_for(lambda: self._is_ready(start), START_TIMEOUT_S, "arkor-ray did not say that it is ready", self.log)
 
@@ -119,7 +119,7 @@ class RunningService:
 
     def client(self) -> Client:
         """A client with an anonymous identity of its own, kept for the life of the service."""
-        return Client(self.url, home=self._home / ".arkor", project_dir=self._home)
+        return Client(self.url, home=self.home / ".arkor", project_dir=self.home)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")[-4000:]
