@@ -117,11 +117,19 @@ class S3Store:
 
     def head(self, key: str) -> ObjectInfo | None:
         name = self._name(key)
-        try:
-            answer = self._requests.send("head", name, lambda s3, _: s3.head_object(Bucket=self._bucket, Key=name))
-        except ObjectNotFoundError:
-            return None
-        return ObjectInfo(key, answer["ContentLength"], answer["LastModified"])
+
+        def head(s3: S3Client, _: int) -> ObjectInfo | None:
+            try:
+                answer = s3.head_object(Bucket=self._bucket, Key=name)
+            except ClientError as error:
+                if error_status(error) != 404:
+                    raise
+                # An answer to HEAD has no body to say what is missing: a bucket that is not there must not look empty.
+                s3.head_bucket(Bucket=self._bucket)
+                return None
+            return ObjectInfo(key, answer["ContentLength"], answer["LastModified"])
+
+        return self._requests.send("head", name, head)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         name = self._prefix + check_prefix(prefix)

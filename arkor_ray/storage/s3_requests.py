@@ -51,7 +51,6 @@ _TRANSIENT_CODES = frozenset(
         "TooManyRequestsException",
     }
 )
-_MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
 class S3Requests:
@@ -131,8 +130,10 @@ class S3Requests:
         where = self.describe(key)
         if isinstance(error, ClientError):
             code, status = error_code(error), error_status(error)
-            if code in _MISSING_CODES:
+            if code == "NoSuchKey":
                 return ObjectNotFoundError(f"There is no object {where}.")
+            if status == 404 and error.operation_name == "HeadBucket":
+                code = "NoSuchBucket"
             reason = f"{code} (HTTP {status}): {error.response.get('Error', {}).get('Message', '')}"
         elif isinstance(error, NoCredentialsError | PartialCredentialsError):
             reason = "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
