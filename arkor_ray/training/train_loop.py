@@ -1,12 +1,13 @@
 """What every worker runs: a job's story from its newest checkpoint to its final adapter.
 
-Called by Ray Train, or bare under torchrun: `python -m arkor_ray.training.train_loop spec.pickle`.
+Called by Ray Train through `trainer`, or bare under torchrun by `bare`.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,20 +32,22 @@ from arkor_ray.training.resume_state import (
 from arkor_ray.training.workers import Worker, join_workers
 
 NON_FINITE_STEPS = 3
-FLUSH_SECONDS = 120.0
+FLUSH_SECONDS = 600.0  # a recorder waits for serving before it acknowledges a checkpoint
+ANNOUNCED_AGAIN = 3
 
 
 @dataclass
 class LoopConfig:
     """What a worker needs. Under Ray Train, `train` and `evaluation` are object references until `resolve`d.
 
-    `make_sink` makes the sink on rank 0; the others report nothing.
+    `make_sink` makes the sink on rank 0; the others report nothing. `preflight` is told to it once training starts.
     """
 
     spec: JobSpec
     train: Any
     evaluation: Any = None
-    make_sink: Any = NullEventSink
+    make_sink: Callable[[], EventSink] = NullEventSink
+    preflight: dict[str, Any] | None = None
     patience: StoragePatience = StoragePatience()
     store: ObjectStore | None = None
 
@@ -67,7 +70,7 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     """
     worker = join_workers()
     spec, job = config.spec, config.spec.config
-    sink: EventSink = config.make_sink() if worker.is_first else NullEventSink()
+    sink = config.make_sink() if worker.is_first else NullEventSink()
     store = config.store or spec.open_store()
     train, evaluation = _resolve(config.train), _resolve(config.evaluation)
     plan = batch_plan(job, len(train), worker.world_size)
@@ -83,6 +86,8 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     del resume
     run = Run(config, learner, tokenizer, identity, store, sink, progress)
     sink.started({**learner.metadata(), **due.metadata(), "model": job.model, "train_samples": len(train)})
+    if config.preflight is not None:
+        sink.notice("dataset.preflight", config.preflight)
     run.announce_committed()
 
     stopped = False
@@ -183,7 +188,7 @@ class Run:
     def announce_committed(self) -> None:
         """Checkpoints whose manifest was committed but perhaps never told, because the last attempt died in between."""
         if self._writer is not None and self._progress.step:
-            for manifest in committed_manifests(self._store, self._job_id):
+            for manifest in committed_manifests(self._store, self._job_id)[-ANNOUNCED_AGAIN:]:
                 self._sink.checkpoint(manifest.model_dump(mode="json"))
 
     def count(self, step: int, result: StepResult) -> None:

@@ -1,0 +1,86 @@
+"""The driver of one attempt at a job: the entrypoint of its Ray Job.
+
+python -m arkor_ray.training.main --job-id JOB --attempt N
+
+Exit code 0: the job has its last word, or was cancelled. Anything else: the attempt was lost, and the controller starts another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m arkor_ray.training.main", description="Runs one attempt at a job.")
+    parser.add_argument("--job-id", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _end_gracefully)
+    return run(args.job_id, args.attempt)
+
+
+def run(job_id: str, attempt: int) -> int:
+    import ray
+
+    from arkor_ray.db import jobs
+    from arkor_ray.db.session import Database
+    from arkor_ray.db.tables import JobRow
+    from arkor_ray.schemas.job import JobConfig, JobStatus
+    from arkor_ray.settings import Settings
+    from arkor_ray.training.job_spec import DatasetPolicy, JobSpec
+
+    settings = Settings.load()
+    db = Database(settings.database_url)
+    with db.read() as session:
+        row = session.get(JobRow, job_id)
+        if row is None or row.attempt != attempt or JobStatus(row.status).is_terminal:
+            logger.info("Job %s needs no attempt %d any more", job_id, attempt)
+            return 0
+        config, token = JobConfig.parse(row.config), row.dataset_token
+    if token and config.dataset_source.type == "blob":
+        config = config.model_copy(
+            update={"dataset_source": config.dataset_source.model_copy(update={"token": token})}
+        )
+    from arkor_ray.training.recorder import NAMESPACE, start_recorder
+    from arkor_ray.training.trainer import run_job
+
+    ray.init(address="auto", namespace=NAMESPACE, log_to_driver=True)
+    recorder = start_recorder(job_id, attempt)
+    spec = JobSpec(
+        job_id=job_id,
+        attempt=attempt,
+        config=config,
+        base_model=settings.resolve_model(config.model),
+        storage_url=settings.storage_url,
+        s3_endpoint_url=settings.s3_endpoint_url,
+        dataset_policy=DatasetPolicy(
+            allow_private_hosts=settings.datasets_allow_private_hosts,
+            allow_local_paths=settings.datasets_allow_local_paths,
+            max_bytes=settings.datasets_max_bytes,
+            timeout_s=settings.datasets_timeout_s,
+        ),
+        scratch_dir=settings.data_dir / "scratch",
+    )
+
+    def forget_token() -> None:
+        with db.write() as session:
+            jobs.drop_dataset_token(session, job_id)
+
+    run_job(spec, recorder, on_data_stored=forget_token)
+    return 0
+
+
+def _end_gracefully(signum: int, frame: FrameType | None) -> None:
+    """Ray sends SIGTERM to end a job. Ray Train ends its workers on SIGINT, and only if that finds the main thread."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,125 @@
+"""One attempt at a job, seen from its driver: data once, then Ray Train's worker group, then the last word.
+
+Ray Train's own reports and checkpoints are not used. A report is a barrier that costs seconds; and our manifests are the
+authority on what to go on from, for any number of workers and any Ray version.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from arkor_ray.training.callbacks import RayEventSink
+from arkor_ray.training.data import PreparedData, prepare_data
+from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun, final_error
+from arkor_ray.training.job_spec import JobSpec
+from arkor_ray.training.model import context_length, load_config, load_tokenizer
+from arkor_ray.training.train_loop import LoopConfig, LoopResult, train_loop_per_worker
+
+logger = logging.getLogger(__name__)
+
+HEALTH_CHECK_SECONDS = "0.5"  # how soon a dead worker is noticed; Ray's default is 2 s
+
+
+def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = lambda: None) -> None:
+    """Trains, and ends the job through `recorder` (an actor handle; see recorder.Recorder): completed, or failed with the reason.
+
+    Returns also when the job was cancelled, without a last word, since whoever cancelled it has said it. Raises when the attempt was lost
+    to infrastructure, so that the process exits with an error and the controller starts the next attempt. `on_data_stored` is
+    called once the rows are in storage: from then on the data set's token is of no use.
+    """
+    try:
+        data = _prepare(spec)
+        on_data_stored()
+        result = fit(spec, data, recorder)
+    except FINAL_ERRORS as error:
+        logger.error("The job has failed: %s", error.message)
+        ray.get(recorder.failed.remote(error.message, error.fields.get("step")))
+        return
+    if result.stopped:
+        logger.info("Stopped at step %d; a checkpoint is stored", result.step)
+        return
+    assert result.final_manifest is not None, "a run that was not stopped has a final adapter"
+    metrics = {
+        "finalLoss": result.metrics["final_loss"],
+        "totalSteps": result.step,
+        "totalTime": result.metrics["total_time"],
+    }
+    ray.get(recorder.completed.remote(result.final_manifest, metrics))
+
+
+def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
+    """Runs the worker group until it is done, restarting it when a worker dies. Raises the error that ended it."""
+    # Read by Ray Train's controller, to which the driver's variables are passed on.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
+    loop = LoopConfig(
+        spec=spec,
+        train=ray.put(data.train),
+        evaluation=ray.put(data.evaluation) if data.evaluation is not None else None,
+        make_sink=_SinkOf(recorder),
+        preflight=data.preflight,
+    )
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    workdir = spec.scratch_dir / f"ray-train-{spec.job_id}-{spec.attempt}"
+    trainer = _Trainer(
+        _train_loop,
+        train_loop_config={"loop": loop},
+        scaling_config=ScalingConfig(
+            num_workers=spec.config.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": spec.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=f"{spec.job_id}-{spec.attempt}",
+            storage_path=str(workdir),
+            failure_config=FailureConfig(max_failures=spec.max_worker_failures),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        final = final_error(error)
+        if final is None:
+            raise
+        raise final from error
+    finally:
+        shutil.rmtree(workdir, ignore_errors=True)
+    if not isinstance(result.return_value, LoopResult):
+        raise RuntimeError("The worker group ended without a result.")
+    return result.return_value
+
+
+def _prepare(spec: JobSpec) -> PreparedData:
+    tokenizer = load_tokenizer(spec.base_model)
+    return prepare_data(spec, tokenizer, context_length(load_config(spec.base_model)))
+
+
+def _train_loop(config: dict[str, Any]) -> LoopResult | None:
+    return train_loop_per_worker(config["loop"])
+
+
+@dataclass(frozen=True)
+class _SinkOf:
+    """Makes the sink in the worker: threads do not travel."""
+
+    recorder: Any
+
+    def __call__(self) -> RayEventSink:
+        return RayEventSink(self.recorder)
+
+
+class _Trainer(TorchTrainer):
+    """There is no public way to say which errors are final; this method is where the policy is passed on."""
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        arguments["failure_policy"] = FinalErrorsEndTheRun(arguments["failure_policy"])
+        return super()._initialize_and_run_controller(**arguments)
