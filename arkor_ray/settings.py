@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         if not self.database_url:
             fill(self, "database_url", f"sqlite:///{self.data_dir / 'arkor.db'}")
         if not self.storage_url:
-            fill(self, "storage_url", f"file://{self.data_dir / 'storage'}")
+            fill(self, "storage_url", (self.data_dir / "storage").as_uri())
         scheme = urlsplit(self.database_url).scheme
         if scheme.split("+")[0] not in ("sqlite", "postgresql", "postgres"):
             raise ValueError(
