@@ -20,8 +20,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from arkor_ray.client.job_request import (
     OPTION_NAMES,
     BlobDataset,
@@ -59,6 +57,8 @@ def load_job_file(path: Path | str, *, name: str | None = None) -> JobRequest:
     Raises InvalidRequestError that names the file and what is wrong in it: unreadable, a key that is unknown or twice
     there, or a value that could not train.
     """
+    import yaml  # here, so that programs without job files do not pay for it
+
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
