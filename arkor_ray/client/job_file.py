@@ -106,7 +106,8 @@ def _known(content: Mapping[str, Any], names: Iterable[str], prefix: str) -> dic
         snake = re.sub(r"([A-Z])", lambda match: "_" + match[1].lower(), str(key))
         snake = _SYNONYMS.get(snake, snake)
         if snake not in names:
-            raise InvalidRequestError(unknown(f"{prefix}{key}", [prefix + name for name in names], "key"), param=str(key))
+            sentence = unknown(prefix + str(key), [prefix + name for name in names], "key", spelled=prefix + snake)
+            raise InvalidRequestError(sentence, param=str(key))
         if snake in known:
             raise InvalidRequestError(f"{prefix}{snake} is given twice", param=str(key))
         known[snake] = value

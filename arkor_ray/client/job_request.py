@@ -123,10 +123,10 @@ def dataset_source(dataset: Dataset) -> dict[str, Any]:
     return {key: value for key, value in dataset.items() if value is not None}
 
 
-def unknown(key: str, known: Iterable[str], what: str) -> str:
-    """A sentence about a key nobody knows, with the nearest one that somebody does."""
+def unknown(key: str, known: Iterable[str], what: str, *, spelled: str | None = None) -> str:
+    """A sentence about a key nobody knows, with the nearest one that somebody does; `spelled` as the known ones are."""
     names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(spelled or key, names, n=1, cutoff=0.6)
     return f"unknown {what} {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}")
 
 
