@@ -1,0 +1,91 @@
+"""Envelopes of requests and answers: what a route wraps around the vocabulary of `schemas/`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from arkor_ray.schemas.base import WireModel
+from arkor_ray.schemas.checkpoint import Checkpoint, CheckpointManifest
+from arkor_ray.schemas.identity import Org, Token
+from arkor_ray.schemas.job import Job
+from arkor_ray.schemas.project import Project
+
+
+class ErrorBody(WireModel):
+    """Every error, on every route. `error` is the whole sentence and begins with `code`."""
+
+    error: str
+    code: str | None = None
+    param: str | None = Field(default=None, description="The request field at fault, where there is one.")
+
+
+class CliConfig(WireModel):
+    """How the arkor CLI logs in. All null: there is no OAuth here, log in anonymously."""
+
+    # Named as they are on the wire: an alias generator reads the digit differently from version to version.
+    auth0_domain: str | None = Field(default=None, alias="auth0Domain")
+    client_id: str | None = None
+    audience: str | None = None
+    callback_ports: list[int] = []
+
+
+class TokenCreate(WireModel):
+    label: str = Field(min_length=1, max_length=200)
+    email: str | None = Field(default=None, max_length=320)
+    expires_in_days: int | None = Field(default=None, ge=1, le=36_500, description="Absent: as long as your own token.")
+
+
+class TokenList(WireModel):
+    tokens: list[Token]
+
+
+class ProjectList(WireModel):
+    org: Org
+    projects: list[Project]
+
+
+class ProjectAnswer(WireModel):
+    project: Project
+
+
+class JobAnswer(WireModel):
+    job: Job
+
+
+class JobList(WireModel):
+    jobs: list[Job]
+
+
+class JobDetail(WireModel):
+    """`events` holds the `data` objects of the event stream, in order: the one at index n has the number n + 1."""
+
+    job: Job
+    events: list[dict[str, Any]]
+
+
+class Done(WireModel):
+    ok: bool = True
+
+
+class CheckpointList(WireModel):
+    checkpoints: list[Checkpoint]
+
+
+class CheckpointDetail(WireModel):
+    checkpoint: Checkpoint
+    manifest: CheckpointManifest
+
+
+class Model(WireModel):
+    name: str = Field(description="What `config.model` and `baseModel` accept, in any case.")
+
+
+class ModelList(WireModel):
+    models: list[Model]
+
+
+class Health(WireModel):
+    status: str
+    checks: dict[str, str] = {}

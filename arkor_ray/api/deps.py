@@ -1,0 +1,72 @@
+"""What routes ask for in their signatures: the process's services, the caller, the scope of the request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from arkor_ray.api.auth import bearer_token
+from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
+from arkor_ray.api.last_used import LastUsed
+from arkor_ray.api.readiness import Readiness
+from arkor_ray.db import identities, projects
+from arkor_ray.db.identities import Caller
+from arkor_ray.db.session import Database
+from arkor_ray.db.tables import OrgRow, ProjectRow
+from arkor_ray.events.stream import EventTail
+from arkor_ray.settings import Settings
+from arkor_ray.storage import ObjectStore
+
+
+@dataclass(frozen=True)
+class Services:
+    """One per process, made by `create_app`."""
+
+    settings: Settings
+    db: Database
+    store: ObjectStore
+    tail: EventTail
+    inference: InferenceGateway
+    logs: DriverLogs | None
+    last_used: LastUsed
+    readiness: Readiness
+
+
+def services(request: Request) -> Services:
+    return request.app.state.services
+
+
+def caller(services: ServicesDep, token: Annotated[str, Depends(bearer_token)]) -> Caller:
+    """Who calls. 401 for a token that is missing, unknown, expired or revoked."""
+    with services.db.read() as session:
+        found = identities.authenticate(session, token)
+    services.last_used.note(found)
+    return found
+
+
+def org_scope(services: ServicesDep, caller: CallerDep, org_slug: Annotated[str, Query(alias="orgSlug")]) -> OrgRow:
+    """The organisation of the query. 403 if the caller is no member of it."""
+    with services.db.read() as session:
+        return identities.member_org(session, caller.identity_id, org_slug)
+
+
+@dataclass(frozen=True)
+class ProjectScope:
+    org: OrgRow
+    project: ProjectRow
+
+
+def project_scope(
+    services: ServicesDep, org: OrgDep, project_slug: Annotated[str, Query(alias="projectSlug")]
+) -> ProjectScope:
+    """Organisation and project of the query. 404 for an unknown project."""
+    with services.db.read() as session:
+        return ProjectScope(org, projects.find(session, org.id, project_slug))
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+CallerDep = Annotated[Caller, Depends(caller)]
+OrgDep = Annotated[OrgRow, Depends(org_scope)]
+ScopeDep = Annotated[ProjectScope, Depends(project_scope)]

@@ -1,0 +1,33 @@
+"""What the API needs of the cluster behind it, so that routes and their tests know no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+
+class InferenceGateway(Protocol):
+    """The way to the inference replicas."""
+
+    def chat(
+        self, base_model: str, base_precision: str | None, request: dict[str, Any], adapter_id: str | None
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """One generation; closing the iterator cancels it.
+
+        Yields `{"type": "start", "prompt_tokens", "system_fingerprint"}` once the request is admitted and its prompt is
+        read, any number of `{"type": "delta", "text"}`, and `{"type": "end", "finish_reason", "usage"}`. Raises
+        ArkorErrors; those that come before "start" left no trace.
+
+        Args:
+            base_model: where the base is loaded from, a Hub id or an absolute directory.
+            base_precision: of the base; None for the service's default.
+            request: `ChatRequest.for_engine()`.
+            adapter_id: exactly this adapter, or None for the base model itself.
+        """
+
+
+class DriverLogs(Protocol):
+    """The way to what a job's driver printed."""
+
+    async def read(self, submission_id: str) -> str:
+        """The whole output so far. Raises ServiceUnavailableError when nobody can tell."""

@@ -1,0 +1,192 @@
+"""Inference and logs through Ray. Ray itself is imported only once a request needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+from arkor_ray.errors import ArkorError, InternalError, ServiceUnavailableError
+from arkor_ray.serving import client as serving
+from arkor_ray.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+GIVE_UP_S = 120.0  # a lost replica is replaced, its base model loaded again, well within this
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 2.0
+SLOW_S = 15.0  # a request that has not begun by then may wait for an application that is gone
+
+
+class Cluster(Protocol):
+    """The few things that the gateway asks of Ray."""
+
+    async def ensure_serving(self, base_model: str, base_precision: str) -> None:
+        """Returns once the application of this base runs."""
+
+    async def handle(self, base_model: str, base_precision: str) -> Any:
+        """The LLMServer deployment's handle."""
+
+    async def default_precision(self) -> str:
+        """The precision of base models where nobody names one."""
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether `error` says that a process died or cannot be reached, rather than that it answered with an error."""
+
+
+class RayInferenceGateway:
+    """`InferenceGateway` over Ray Serve.
+
+    Until the first item a request has left no trace, so it is tried again when its replica dies or its application must
+    still start. Afterwards a loss is the caller's to know.
+    """
+
+    def __init__(self, settings: Settings, cluster: Cluster | None = None) -> None:
+        self._precision = None if settings.default_precision == "auto" else settings.default_precision
+        self._cluster = cluster or RayCluster()
+        self._handles: dict[tuple[str, str], Any] = {}
+
+    async def chat(
+        self, base_model: str, base_precision: str | None, request: dict[str, Any], adapter_id: str | None
+    ) -> AsyncGenerator[dict[str, Any]]:
+        stream, first = await self._begin(base_model, base_precision, request, adapter_id)
+        finished = False
+        try:
+            yield first
+            async for item in stream:
+                yield item
+            finished = True
+        except (Exception, asyncio.CancelledError) as error:
+            if _cancelled_by_us(error):
+                raise
+            finished = True
+            raise self._plain(error, "was lost while it answered") from error
+        finally:
+            if not finished:
+                stream.cancel()
+
+    async def _begin(
+        self, base_model: str, base_precision: str | None, request: dict[str, Any], adapter_id: str | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The stream and its first item, from the first replica that lives to give one."""
+        loop = asyncio.get_running_loop()
+        deadline, delay = loop.time() + GIVE_UP_S, FIRST_DELAY_S
+        while True:
+            try:
+                precision = base_precision or self._precision or await self._cluster.default_precision()
+                handle = await self._handle(base_model, precision)
+            except ServiceUnavailableError as error:  # the controller or the application is starting
+                lost: BaseException = error
+            else:
+                try:
+                    return await self._first_item(handle, base_model, precision, request, adapter_id)
+                except (Exception, asyncio.CancelledError) as error:
+                    # Whatever it was, the next request looks anew: this one may have waited for an application that is gone.
+                    self._handles.pop((base_model, precision), None)
+                    if _cancelled_by_us(error) or not self._may_retry(error):
+                        raise self._plain(error, "could not begin to answer") from error
+                    lost = error
+            if loop.time() + delay > deadline:
+                raise self._plain(lost, f"could not be reached for {GIVE_UP_S:g} s") from lost
+            logger.warning("Trying a chat again in %.1f s: %s: %s", delay, type(lost).__name__, lost)
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, LONGEST_DELAY_S)
+
+    async def _handle(self, base_model: str, precision: str) -> Any:
+        handle = self._handles.get((base_model, precision))
+        if handle is None:
+            await self._cluster.ensure_serving(base_model, precision)
+            handle = self._handles[base_model, precision] = await self._cluster.handle(base_model, precision)
+        return handle
+
+    async def _first_item(
+        self, handle: Any, base_model: str, precision: str, request: dict[str, Any], adapter_id: str | None
+    ) -> tuple[Any, dict[str, Any]]:
+        # Requests for one adapter go to one replica, so that it is loaded once; those for the base go anywhere.
+        session = adapter_id or uuid.uuid4().hex
+        stream = handle.options(stream=True, session_id=session).chat.remote(request, adapter_id)
+        first = asyncio.ensure_future(anext(stream))
+        try:
+            done, _ = await asyncio.wait({first}, timeout=SLOW_S)
+            if not done:
+                await self._cluster.ensure_serving(base_model, precision)
+            return stream, await first
+        except BaseException:
+            first.cancel()
+            stream.cancel()
+            raise
+
+    def _may_retry(self, error: BaseException) -> bool:
+        return isinstance(error, asyncio.CancelledError) or self._cluster.is_lost(error)
+
+    def _plain(self, error: BaseException, what: str) -> BaseException:
+        """The ArkorError to raise for `error`; our own cancellation stays what it is."""
+        if _cancelled_by_us(error):
+            return error
+        if (cause := arkor_cause(error)) is not None:
+            return cause
+        if self._may_retry(error):
+            return ServiceUnavailableError(f"The inference replica {what}; try again", retry_after=2)
+        return InternalError(f"The inference replica {what}: {type(error).__name__}")
+
+
+class RayCluster:
+    """`Cluster` of the Ray that this process is part of."""
+
+    async def ensure_serving(self, base_model: str, base_precision: str) -> None:
+        await serving.ensure_serving(base_model, base_precision)
+
+    async def handle(self, base_model: str, base_precision: str) -> Any:
+        # It asks the Serve controller and blocks meanwhile, so not on the event loop.
+        try:
+            return await asyncio.to_thread(serving.server_handle, base_model, base_precision)
+        except KeyError as error:
+            raise ServiceUnavailableError("The inference application has just been removed", retry_after=1) from error
+
+    async def default_precision(self) -> str:
+        return str(await _ask_controller("default_precision"))
+
+    def is_lost(self, error: BaseException) -> bool:
+        from ray.exceptions import RayError, RayTaskError
+        from ray.serve.exceptions import RayServeException
+
+        return isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError)
+
+
+class RayDriverLogs:
+    """`DriverLogs` by way of the controller, which has the Ray Jobs client."""
+
+    async def read(self, submission_id: str) -> str:
+        return str(await _ask_controller("driver_logs", submission_id))
+
+
+def arkor_cause(error: BaseException) -> ArkorError | None:
+    """The ArkorError that a replica raised: Ray's exceptions carry it as their cause, and look like it without being it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = seen.__dict__.get("cause")
+        if isinstance(seen, ArkorError) and not isinstance(inner, BaseException):
+            return seen
+        seen = inner if isinstance(inner, BaseException) else None
+    return None
+
+
+def _cancelled_by_us(error: BaseException) -> bool:
+    """A replica that shuts down cancels its requests, and that arrives here as a cancellation that nobody asked for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+async def _ask_controller(method: str, *args: Any) -> Any:
+    import ray
+
+    try:
+        controller = await asyncio.to_thread(ray.get_actor, *serving.CONTROLLER)
+        return await getattr(controller, method).remote(*args)
+    except ValueError as error:  # no such actor
+        raise ServiceUnavailableError("The controller is starting; try again", retry_after=1) from error
+    except ray.exceptions.RayError as error:
+        raise arkor_cause(error) or ServiceUnavailableError("The controller does not answer; try again") from error

@@ -1,0 +1,67 @@
+"""Fine-tuning jobs: create, look, cancel."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from starlette.concurrency import run_in_threadpool
+
+from arkor_ray.api.bodies import Done, JobAnswer, JobDetail, JobList
+from arkor_ray.api.deps import ScopeDep, Services, ServicesDep
+from arkor_ray.api.request_body import StrictJsonRoute
+from arkor_ray.errors import ServiceUnavailableError
+from arkor_ray.events.stream import read_events
+from arkor_ray.jobs import admission, service
+from arkor_ray.jobs.launcher import submission_id
+from arkor_ray.schemas.job import JobCreate
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictJsonRoute)
+
+
+@router.post("", status_code=201, summary="Submit a job; 400 names the first bad field")
+def create_job(services: ServicesDep, scope: ScopeDep, body: JobCreate) -> JobAnswer:
+    accepted = admission.accept(services.settings, body)
+    with services.db.write() as session:
+        job = service.create(
+            session,
+            org_id=scope.org.id,
+            project_id=scope.project.id,
+            accepted=accepted,
+            max_unfinished=services.settings.max_queued_jobs,
+        )
+    return JobAnswer(job=job)
+
+
+@router.get("", summary="List all jobs of a project, newest first")
+def list_jobs(services: ServicesDep, scope: ScopeDep) -> JobList:
+    with services.db.read() as session:
+        return JobList(jobs=service.list_jobs(session, scope.project.id))
+
+
+@router.get("/{job_id}", summary="Get a job and its events so far")
+def get_job(services: ServicesDep, scope: ScopeDep, job_id: str) -> JobDetail:
+    with services.db.read() as session:
+        job = service.get(session, scope.project.id, job_id)
+        return JobDetail(job=job, events=[event.data for event in read_events(session, job.id)])
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job; 409 if it has ended")
+def cancel_job(services: ServicesDep, scope: ScopeDep, job_id: str) -> Done:
+    with services.db.write() as session:
+        service.cancel(session, scope.project.id, job_id)
+    return Done(ok=True)
+
+
+@router.get("/{job_id}/logs", summary="What the job's driver printed", response_class=PlainTextResponse)
+async def job_logs(services: ServicesDep, scope: ScopeDep, job_id: str) -> PlainTextResponse:
+    attempt = await run_in_threadpool(_attempt, services, scope.project.id, job_id)
+    if attempt == 0:
+        return PlainTextResponse("")
+    if services.logs is None:
+        raise ServiceUnavailableError("This process cannot reach the drivers' logs")
+    return PlainTextResponse(await services.logs.read(submission_id(job_id, attempt)))
+
+
+def _attempt(services: Services, project_id: str, job_id: str) -> int:
+    with services.db.read() as session:
+        return service.find(session, project_id, job_id).attempt

@@ -1,0 +1,66 @@
+"""The control plane as a Ray Serve application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fastapi import FastAPI
+from ray import serve
+from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from arkor_ray.api.app import create_app
+from arkor_ray.api.error_handlers import DATABASE_AWAY
+from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
+from arkor_ray.db.session import Database
+from arkor_ray.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT = "Api"
+MAX_ONGOING_REQUESTS = 20_000  # event streams stay open for as long as their jobs run
+
+
+def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application:
+    """The application to run with the route prefix "/". Everything it holds is made on the replica."""
+
+    def build() -> FastAPI:
+        db = Database(settings.database_url)
+        db.migrate()
+        return create_app(settings, db, RayInferenceGateway(settings), logs=RayDriverLogs())
+
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=num_replicas,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        # Streams would keep a replica that stops waiting for ever; their readers come back to the next one.
+        graceful_shutdown_timeout_s=2,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    return deployment(serve.ingress(build)(Api)).bind()
+
+
+class Api:
+    """One replica. Its routes are the FastAPI application's; `app` is what Serve made of it."""
+
+    app: FastAPI
+
+    async def check_health(self) -> None:
+        """Fails when this process cannot use its database although it is there: a restart cures that.
+
+        A database that is away is not this replica's fault; restarting would only cut its streams. `/readyz` tells.
+        """
+        db = self.app.state.services.db
+        try:
+            await asyncio.to_thread(_ask, db)
+        except PoolTimeoutError:
+            raise
+        except DATABASE_AWAY:
+            logger.warning("The database is away", exc_info=True)
+
+
+def _ask(db: Database) -> None:
+    with db.read() as session:
+        session.execute(text("SELECT 1"))

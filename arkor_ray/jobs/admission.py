@@ -1,0 +1,121 @@
+"""What must hold before a job is accepted. Whatever could only fail later is refused here, by the field's name."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from arkor_ray.errors import DatasetError, InvalidRequestError
+from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource
+from arkor_ray.schemas.job import JobConfig, JobCreate
+from arkor_ray.settings import Settings
+
+# `datasets` takes a name that is a path for a local directory, so only what can be a name of the Hub may pass.
+_HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class AcceptedJob:
+    """A job that may be stored: `config` is what was sent, without the data set's token."""
+
+    name: str
+    config: dict[str, Any]
+    dataset_token: str | None
+
+
+def accept(settings: Settings, body: JobCreate) -> AcceptedJob:
+    """Raises InvalidRequestError (DatasetError, ModelError) that names the first field at fault and the remedy."""
+    config = JobConfig.parse(body.config)
+    settings.resolve_model(config.model)
+    if config.num_workers > settings.max_workers_per_job:
+        raise InvalidRequestError(
+            f"config.numWorkers: {config.num_workers} is more than this server allows, {settings.max_workers_per_job}; "
+            "the operator raises it with ARKOR_RAY_MAX_WORKERS_PER_JOB",
+            param="config.numWorkers",
+        )
+    source = config.dataset_source
+    if isinstance(source, BlobSource):
+        _check_url(settings, source.url)
+        return AcceptedJob(body.name, _without_token(body.config), source.token)
+    _check_hub_name(source)
+    return AcceptedJob(body.name, _without_token(body.config), None)
+
+
+def _without_token(config: dict[str, Any]) -> dict[str, Any]:
+    # Both spellings: models accept their Python names too, and a token must not be kept under either.
+    kept = dict(config)
+    for key in ("datasetSource", "dataset_source"):
+        if isinstance(kept.get(key), dict):
+            kept[key] = {name: value for name, value in kept[key].items() if name != "token"}
+    return kept
+
+
+def _check_hub_name(source: HuggingFaceSource) -> None:
+    if not _HUB_DATASET.fullmatch(source.name) or ".." in source.name:
+        raise DatasetError(
+            f"config.datasetSource.name: must be the name of a data set on the Hub, owner/name (got {source.name!r})",
+            param="config.datasetSource.name",
+        )
+
+
+def _check_url(settings: Settings, url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        if not settings.datasets_allow_local_paths:
+            raise _url_error(
+                "file:// URLs are not accepted by this server; "
+                "the operator allows them with ARKOR_RAY_DATASETS_ALLOW_LOCAL_PATHS=1"
+            )
+        return
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise _url_error("the port must be a number from 0 to 65535") from error
+    if not settings.datasets_allow_private_hosts and is_private_host(parts.hostname or ""):
+        raise _url_error(
+            f"{parts.hostname} is a private address, which this server does not fetch from; "
+            "the operator allows it with ARKOR_RAY_DATASETS_ALLOW_PRIVATE_HOSTS=1"
+        )
+
+
+def _url_error(reason: str) -> DatasetError:
+    return DatasetError(f"config.datasetSource.url: {reason}", param="config.datasetSource.url")
+
+
+def is_private_host(host: str) -> bool:
+    """Whether `host`, without a look-up, leads elsewhere than to the public internet.
+
+    Names other than localhost are not resolved: they are checked when the data is fetched, by address.
+    """
+    host = host.rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and not _is_public(address)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that `host` spells, also as `127.1`, `0x7f000001` or `2130706433`, which C libraries understand."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host)) if host and " " not in host else None
+    except (OSError, UnicodeEncodeError):
+        return None
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            return _is_public(inner)
+    return address.is_global and not address.is_multicast
