@@ -199,16 +199,16 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> Te
 def _set_optimizer_state(optimizer: Any, flat: torch.Tensor, values: Tensors, steps: int) -> None:
     if isinstance(optimizer, torch.optim.SGD):
         return
-    group_index, index = next(
-        (g, i) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(_params(group, flat)) if p is flat
-    )
-    group = optimizer.param_groups[group_index]
+    (group,) = optimizer.param_groups
     if not hasattr(optimizer, "init_state"):
         where = flat.device if group.get("fused") else None
         moments = {kind: values[kind].view_as(flat) for kind in ("exp_avg", "exp_avg_sq")}
         optimizer.state[flat] = {"step": torch.tensor(float(steps), device=where), **moments}
         return
-    optimizer.init_state(group, flat, group_index, index)
+    # bitsandbytes looks the tensor up in its group, where ZeRO-3 has each one only while it updates it.
+    usual, group["params"] = group["params"], [flat]
+    optimizer.init_state(group, flat, 0, 0)
+    group["params"] = usual
     state = optimizer.state[flat]
     state["step"] = steps
     for kind, number in (("exp_avg", 1), ("exp_avg_sq", 2)):
@@ -219,11 +219,6 @@ def _set_optimizer_state(optimizer: Any, flat: torch.Tensor, values: Tensors, st
             state[f"absmax{number}"].copy_(absmax)
         else:
             stored.copy_(values[kind].view_as(stored))
-
-
-def _params(group: dict[str, Any], flat: torch.Tensor) -> list[torch.Tensor]:
-    # ZeRO-3 puts its sub-groups into the optimizer's group one at a time, as it updates them.
-    return group["params"] if any(p is flat for p in group["params"]) else [flat]
 
 
 def _quantise(values: torch.Tensor, scales: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
