@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 import os
@@ -85,9 +84,8 @@ class LLMServer:
             ),
         )
         base_tokenizer = ChatTokenizer.load(args.base_model, "the base model", revision=args.base_revision)
-        self._base_speaker = _Speaker(
-            base_tokenizer, base_tokenizer.end_ids(self._generation_config), f"base@{_base_hash(base.model.config)}"
-        )
+        fingerprint = f"base@{_base_hash(args.base_model, base.model.config)}"
+        self._base_speaker = _Speaker(base_tokenizer, base_tokenizer.end_ids(self._generation_config), fingerprint)
         self._tokenizers: OrderedDict[str, ChatTokenizer] = OrderedDict()
         self._flights: SingleFlight[ChatTokenizer] = SingleFlight()
 
@@ -240,14 +238,12 @@ class LLMServer:
         return {"max_abs_diff": difference if math.isfinite(difference) else None, "tolerance": tolerance}
 
 
-def _base_hash(config: Any) -> str:
+def _base_hash(source: str, config: Any) -> str:
     """Names the base weights: the Hub's commit, or for a directory its config and the ends of its weight files."""
-    commit = getattr(config, "_commit_hash", None)
-    folder = Path(config.name_or_path)
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
-    if not folder.is_dir():
-        digest.update(str(commit).encode())
-        return digest.hexdigest()[:16]
+    if not source.startswith("/"):
+        return hashlib.sha256(f"{source} {getattr(config, '_commit_hash', None)}".encode()).hexdigest()[:16]
+    folder = Path(source)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         with path.open("rb") as file:
