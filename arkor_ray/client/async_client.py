@@ -79,8 +79,10 @@ class AsyncClient:
     async def list_tokens(self) -> list[Token]:
         return await self.send(calls.list_tokens())
 
-    async def create_token(self, label: str, *, expires_in_days: int | None = None) -> IssuedToken:
-        return await self.send(calls.create_token(label, expires_in_days))
+    async def create_token(
+        self, label: str, *, email: str | None = None, expires_in_days: int | None = None
+    ) -> IssuedToken:
+        return await self.send(calls.create_token(label, email, expires_in_days))
 
     async def revoke_token(self, token_id: str) -> None:
         await self.send(calls.revoke_token(token_id))

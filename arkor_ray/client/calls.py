@@ -95,8 +95,8 @@ def list_tokens() -> Call[list[Token]]:
     return Call("GET", "/v1/tokens", _models(Token, "tokens"), scope=Scope.ORG)
 
 
-def create_token(label: str, expires_in_days: int | None = None) -> Call[IssuedToken]:
-    body = _without_none({"label": label, "expiresInDays": expires_in_days})
+def create_token(label: str, email: str | None, expires_in_days: int | None) -> Call[IssuedToken]:
+    body = _without_none({"label": label, "email": email, "expiresInDays": expires_in_days})
     return Call("POST", "/v1/tokens", _model(IssuedToken), body, scope=Scope.ORG)
 
 
@@ -149,7 +149,9 @@ def list_checkpoints(job_id: str) -> Call[list[Checkpoint]]:
 
 def get_checkpoint(job_id: str, ref: AdapterRef) -> Call[AdapterDetail]:
     def read(response: httpx.Response) -> AdapterDetail:
-        return AdapterDetail(_model(Checkpoint, "checkpoint")(response), _model(CheckpointManifest, "manifest")(response))
+        return AdapterDetail(
+            _model(Checkpoint, "checkpoint")(response), _model(CheckpointManifest, "manifest")(response)
+        )
 
     return Call("GET", f"{_job_path(job_id)}/checkpoints/{_ref(ref)}", read)
 
@@ -202,8 +204,14 @@ def error_of(response: httpx.Response) -> ArkorError:
         body = response.json()
     except ValueError:
         body = None
-    text = response.text[:500].strip()
-    return from_wire(response.status_code, body, fallback=text or f"HTTP {response.status_code}")
+    fallback = response.text[:500].strip() or f"HTTP {response.status_code}"
+    if isinstance(body, dict):
+        checks = body.get("checks")
+        if isinstance(checks, dict):  # what `/readyz` says while it is not ready
+            fallback = "Not ready: " + ", ".join(f"{part}: {state}" for part, state in checks.items())
+        # Names that the exception's constructor has already.
+        body = {key: value for key, value in body.items() if key not in ("message", "status")}
+    return from_wire(response.status_code, body, fallback=fallback)
 
 
 def _job_path(job_id: str) -> str:

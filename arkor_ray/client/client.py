@@ -84,9 +84,9 @@ class Client:
     def list_tokens(self) -> list[Token]:
         return self.send(calls.list_tokens())
 
-    def create_token(self, label: str, *, expires_in_days: int | None = None) -> IssuedToken:
-        """A new token; its plaintext is in this answer and never shown again."""
-        return self.send(calls.create_token(label, expires_in_days))
+    def create_token(self, label: str, *, email: str | None = None, expires_in_days: int | None = None) -> IssuedToken:
+        """A new token for a member of this organisation; its plaintext is in this answer and never shown again."""
+        return self.send(calls.create_token(label, email, expires_in_days))
 
     def revoke_token(self, token_id: str) -> None:
         self.send(calls.revoke_token(token_id))

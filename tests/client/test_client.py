@@ -128,6 +128,12 @@ def test_models_and_health(client):
     assert client.healthz() == client.readyz() == {"status": "ok"}
 
 
+def test_not_ready_says_which_part_is_not(client, fake):
+    fake.refuse("/readyz", 503, error=None, status="unavailable", checks={"db": "ok", "controller": "no answer"})
+    with pytest.raises(errors.ServiceUnavailableError, match="db: ok, controller: no answer"):
+        client.readyz()
+
+
 def test_every_request_says_who_asks(client, fake):
     client.list_jobs()
     assert all(request.headers["X-Arkor-Client"].startswith("arkor-ray/") for request in fake.requests)
@@ -176,7 +182,10 @@ def transport_of(response):
     ],
 )
 def test_answers_that_no_arkor_service_gives(response, cls, message, home):
-    with Client(URL, token="t", home=home, transport=transport_of(response)) as client, pytest.raises(cls, match=message):
+    with (
+        Client(URL, token="t", home=home, transport=transport_of(response)) as client,
+        pytest.raises(cls, match=message),
+    ):
         client.me()
 
 

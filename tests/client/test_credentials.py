@@ -52,7 +52,10 @@ def test_nothing_is_minted_before_a_token_is_needed(client, fake, home):
 
 
 def test_credentials_for_another_service_are_neither_sent_nor_overwritten(client, fake, home, project_dir):
-    theirs, state = credentials(OTHER, "secret", "their-org"), {"orgSlug": "their-org", "projectSlug": "p", "projectId": "1"}
+    theirs, state = (
+        credentials(OTHER, "secret", "their-org"),
+        {"orgSlug": "their-org", "projectSlug": "p", "projectId": "1"},
+    )
     write(home / "credentials.json", **theirs)
     write(project_dir / ".arkor" / "state.json", **state)
     client.list_jobs()
@@ -101,7 +104,9 @@ def test_a_project_that_exists_is_taken(client, fake, home, project_dir):
 
 def test_a_state_file_of_another_organisation_is_refused_with_the_way_out(client, fake, home, project_dir):
     write(project_dir / ".arkor" / "state.json", orgSlug="someone", projectSlug="p", projectId="1")
-    with pytest.raises(InvalidRequestError, match=r"state\.json belongs to the organisation 'someone'.*delete that file"):
+    with pytest.raises(
+        InvalidRequestError, match=r"state\.json belongs to the organisation 'someone'.*delete that file"
+    ):
         client.list_jobs()
 
 

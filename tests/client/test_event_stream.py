@@ -16,7 +16,10 @@ STANDARD = {
     ),
     "empty data": (b"data\n\ndata\ndata\n\ndata:", [Frame("message", ""), Frame("message", "\n")]),
     "optional space": (b"data:test\n\ndata: test\n\n", [Frame("message", "test"), Frame("message", "test")]),
-    "named": (b"event: add\ndata: 7385\n\nevent: remove\ndata: 2153\n\n", [Frame("add", "7385"), Frame("remove", "2153")]),
+    "named": (
+        b"event: add\ndata: 7385\n\nevent: remove\ndata: 2153\n\n",
+        [Frame("add", "7385"), Frame("remove", "2153")],
+    ),
     "CRLF": (b"event: a\r\ndata: 1\r\n\r\ndata: 2\r\n\r\n", [Frame("a", "1"), Frame("message", "2")]),
     "CR": (b"event: a\rdata: 1\r\rdata: 2\r\r", [Frame("a", "1"), Frame("message", "2")]),
     "mixed ends": (b"data: 1\r\n\ndata: 2\n\r\ndata: 3\r\r\n", [Frame("message", n) for n in "123"]),

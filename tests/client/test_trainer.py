@@ -293,7 +293,9 @@ def test_an_unreachable_service_is_tried_again(client, fake):
     assert trainer_of(client).wait().status == JobStatus.COMPLETED
 
 
-@pytest.mark.parametrize(("status", "error"), [(401, AuthenticationError), (403, PermissionDeniedError), (410, GoneError)])
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, AuthenticationError), (403, PermissionDeniedError), (410, GoneError)]
+)
 def test_an_error_that_will_not_pass_is_raised(client, fake, status, error):
     short_run(fake)
     fake.refuse("/events/stream", status)
@@ -449,13 +451,33 @@ def test_infer_sends_what_it_is_given_and_leaves_the_rest_to_the_service(client,
     def on_checkpoint(ctx):
         ctx.infer(MESSAGES, stream=False)
         ctx.infer(
-            MESSAGES, max_tokens=5, stream=False, temperature=0.0, top_p=0.5, stop=["."], seed=3, top_logprobs=2, logprobs=True
+            MESSAGES,
+            max_tokens=5,
+            stream=False,
+            temperature=0.0,
+            top_p=0.5,
+            stop=["."],
+            seed=3,
+            top_logprobs=2,
+            logprobs=True,
         )
 
     result = trainer_of(client, callbacks={"on_checkpoint": on_checkpoint}).wait()
-    plain = {"messages": MESSAGES, "adapter": {"kind": "checkpoint", "jobId": result.job.id, "step": 2}, "stream": False}
+    plain = {
+        "messages": MESSAGES,
+        "adapter": {"kind": "checkpoint", "jobId": result.job.id, "step": 2},
+        "stream": False,
+    }
     assert bodies[0] == plain
-    asked = {"maxTokens": 5, "temperature": 0.0, "topP": 0.5, "stop": ["."], "seed": 3, "topLogprobs": 2, "logprobs": True}
+    asked = {
+        "maxTokens": 5,
+        "temperature": 0.0,
+        "topP": 0.5,
+        "stop": ["."],
+        "seed": 3,
+        "topLogprobs": 2,
+        "logprobs": True,
+    }
     assert bodies[1] == {**plain, **asked}
 
 
@@ -576,9 +598,7 @@ def test_an_async_trainer_does_the_same_with_coroutines(client, fake):
         calls.append(ctx.step)
 
     async def main():
-        trainer = trainer_of(
-            client, create_async_trainer, callbacks={"on_checkpoint": on_checkpoint, "on_log": on_log}
-        )
+        trainer = trainer_of(client, create_async_trainer, callbacks={"on_checkpoint": on_checkpoint, "on_log": on_log})
         jobs = await asyncio.gather(*(trainer.start() for _ in range(5)))
         assert len({job.id for job in jobs}) == 1
         result = await trainer.wait()

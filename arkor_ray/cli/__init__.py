@@ -1,0 +1,1 @@
+"""The command line, `arkor-ray`. It talks to a service only through `arkor_ray.client`."""

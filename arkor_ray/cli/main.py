@@ -1,0 +1,101 @@
+"""`arkor-ray`: the list of commands, each loaded when it is called, and what happens to their errors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from arkor_ray import __version__
+from arkor_ray.errors import ArkorError
+
+# Name, where the command or group of commands is, and its line in the help: `--help` loads none of them.
+COMMANDS = {
+    "up": ("arkor_ray.cli.up:up", "Start the service on this machine and stay."),
+    "down": ("arkor_ray.cli.up:down", "End the service that runs on this machine."),
+    "status": ("arkor_ray.cli.up:status", "Say whether the service on this machine answers."),
+    "demo": ("arkor_ray.cli.demo:demo", "Fine-tune a small model and watch it learn."),
+    "jobs": ("arkor_ray.cli.jobs:app", "Create, list, follow and cancel fine-tuning jobs."),
+    "checkpoints": ("arkor_ray.cli.checkpoints:app", "List and download a job's adapters."),
+    "chat": ("arkor_ray.cli.chat:chat", "Talk to a checkpoint, a final adapter or a base model."),
+    "models": ("arkor_ray.cli.models:models", "List the base models that jobs may name."),
+    "tokens": ("arkor_ray.cli.tokens:app", "Create, list and revoke access tokens."),
+    "login": ("arkor_ray.cli.account:login", "Store a token for a service."),
+    "whoami": ("arkor_ray.cli.account:whoami", "Show the service, the user and the organisations."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Loads a command's module when the command is called. Expected errors end it with one line and exit code 1."""
+
+    _only_listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        target, line = COMMANDS[cmd_name]
+        return TyperCommand(cmd_name, help=line) if self._only_listing else _load(cmd_name, target)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._only_listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._only_listing = False
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ArkorError as error:
+            print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "arkor_ray"):
+                raise
+            print(f"error: this needs {package}, which is not installed: pip install 'arkor-ray[all]'", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"arkor-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def arkor_ray(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """LoRA fine-tuning on Ray, with every checkpoint answering while training goes on."""
+
+
+def main() -> None:
+    """The entry point of the `arkor-ray` command."""
+    app()
+
+
+def _load(name: str, target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        command = found
+        found = typer.Typer(add_completion=False)
+        found.command(name)(command)
+    loaded = typer.main.get_command(found)
+    loaded.name = name
+    return loaded
+
+
+if __name__ == "__main__":
+    main()
