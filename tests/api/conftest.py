@@ -237,9 +237,7 @@ class Training:
 
     def fail(self, job_id: str, error: str = "out of data") -> None:
         with self._db.write() as session:
-            publisher.finish(
-                session, job_id, JobStatus.FAILED, type=event.FAILED, fields={"error": error}, error=error
-            )
+            publisher.finish(session, job_id, JobStatus.FAILED, type=event.FAILED, fields={"error": error}, error=error)
 
     def _store_adapter(self, job_id: str, step: int, *, final: bool) -> CheckpointManifest:
         adapter_id = layout.final_adapter_id(job_id) if final else layout.adapter_id(job_id, step)
@@ -257,9 +255,7 @@ class Training:
             lora_alpha=16,
             target_modules=["q_proj"],
             metrics={"loss": 1.0},
-            files=[
-                ManifestFile(path=path, size_bytes=len(data), sha256="0" * 64) for path, data in contents.items()
-            ],
+            files=[ManifestFile(path=path, size_bytes=len(data), sha256="0" * 64) for path, data in contents.items()],
             created_at=utcnow(),
         )
 
