@@ -41,7 +41,9 @@ def test_importing_the_package_loads_none_of_its_dependencies():
     assert not loaded_by("import arkor_ray") & {"httpx", "pydantic", "yaml", "rich", "typer"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["jobs", "--help"], ["chat", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["jobs", "--help"], ["chat", "--help"], ["demo", "--help"]]
+)
 def test_help_brings_in_neither(arguments):
     code = f"import sys; sys.argv = ['arkor-ray', *{arguments!r}]\nfrom arkor_ray.cli.main import main\nmain()"
     assert not loaded_by(code) & (HEAVY | SERVER)

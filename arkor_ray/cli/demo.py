@@ -163,8 +163,8 @@ def _fine_tune(story: Story, client: Client, request: JobRequest, data_dir: Path
     try:
         with JobProgress(job) as story.progress:
             result = trainer.wait()
-    except KeyboardInterrupt:
-        trainer.cancel()
+    except (KeyboardInterrupt, SystemExit):
+        trainer.cancel()  # else it would go on with the next demo in this directory
         raise
     finally:
         story.progress = None

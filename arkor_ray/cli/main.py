@@ -31,16 +31,16 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """Loads a command's module when the command is called. Expected errors end it with one line and exit code 1."""
 
-    _only_listing = False
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # Enough for the help and for suggestions after a typo.
+        self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
+        self._only_listing = False
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        target, line = COMMANDS[cmd_name]
-        return TyperCommand(cmd_name, help=line) if self._only_listing else _load(cmd_name, target)
+        if self._only_listing or cmd_name not in COMMANDS:
+            return self.commands.get(cmd_name)
+        return _load(cmd_name, COMMANDS[cmd_name][0])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self._only_listing = True

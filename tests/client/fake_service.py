@@ -292,7 +292,8 @@ def manifest_of(job: FakeJob, ref: str) -> CheckpointManifest:
     name = f"{job.id}-final" if ref == "final" else f"{job.id}-step-{ref}"
     return CheckpointManifest(
         adapter_id=name, job_id=job.id, step=4 if ref == "final" else int(ref), final=ref == "final", base_model="tiny",
-        base_precision="fp32", r=8, lora_alpha=8, target_modules=["q_proj"], files=files, created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        base_precision="fp32", r=8, lora_alpha=8, target_modules=["q_proj"], files=files,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
 
 

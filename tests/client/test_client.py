@@ -142,7 +142,7 @@ def test_every_request_says_who_asks(client, fake):
 @pytest.mark.parametrize(
     ("status", "body", "cls", "message"),
     [
-        (400, {"error": "invalid_request: maxSteps: no", "code": "invalid_request", "param": "maxSteps"}, errors.InvalidRequestError, "maxSteps: no"),
+        (400, {"error": "invalid_request: no", "code": "invalid_request", "param": "a"}, errors.InvalidRequestError, "no"),
         (400, {"error": "dataset_error: empty", "code": "dataset_error"}, errors.DatasetError, "empty"),
         (401, {"error": "no"}, errors.AuthenticationError, "no"),
         (403, {"error": "no"}, errors.PermissionDeniedError, "no"),
