@@ -41,14 +41,13 @@ def up(
     """Starts the service and stays; Ctrl-C (or SIGTERM) ends it cleanly. Jobs under way resume at the next start."""
     from arkor_ray.embedded import Instance, LocalRay
 
-    # From here on a signal raises, wherever we are; what was started so far is stopped on the way out.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    _stop_on_signals()
     data_dir = data_dir.expanduser().absolute()
     try:
         with Instance(data_dir) as instance:
             settings = _settings(host, port, data_dir, alias or [], storage, database_url)
             with LocalRay(settings, address=ray_address) as local_ray:
+                _stop_on_signals()  # again: connecting to Ray has put handlers of its own in their place
                 settings = local_ray.settings
                 _serve(settings)
                 instance.announce(settings.api_url)
@@ -109,6 +108,12 @@ def status(
         raise typer.Exit(1)
 
 
+def _stop_on_signals() -> None:
+    """From here on a signal raises, wherever we are; what was started so far is stopped on the way out."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
 def _interrupt(number: int, _frame: Any) -> None:
     # A second signal must not cut the clean stop short; it has its own time limits.
     for again in (signal.SIGINT, signal.SIGTERM):
@@ -134,14 +139,16 @@ def _settings(host: str, port: int, data_dir: Path, alias: list[str], storage: s
         if not (name and equals and model):
             raise InvalidRequestError(f"--alias {entry}: write NAME=MODEL", param="alias")
         aliases[name] = model
-    aliases.setdefault(DEMO_BASE, str(_demo_base(settings.demo_base_cache)))
+    if DEMO_BASE not in aliases:
+        aliases[DEMO_BASE] = str(_demo_base(settings.demo_base_cache))
     return Settings.load(**given, models=aliases)
 
 
 def _demo_base(cache_dir: Path) -> Path:
     """The tiny base model of the catalogue, made on first use with a progress bar."""
-    from arkor_ray.demo.base_model import ensure_demo_base, find_demo_base
     from rich.progress import Progress
+
+    from arkor_ray.demo.base_model import ensure_demo_base, find_demo_base
 
     if found := find_demo_base(cache_dir):
         return found
