@@ -26,7 +26,7 @@ def run_demo(fake, home, project_dir, tmp_path, monkeypatch):
     return lambda: CliRunner().invoke(app, arguments)
 
 
-def test_each_checkpoint_is_shown_beside_the_base_model_and_then_the_adapter_is_chatted_with(run_demo, fake, tmp_path):
+def test_each_checkpoint_is_shown_beside_the_base_model_before_a_chat_with_the_adapter(run_demo, fake, tmp_path):
     fetched = []
 
     def happen(job):
@@ -44,8 +44,17 @@ def test_each_checkpoint_is_shown_beside_the_base_model_and_then_the_adapter_is_
     assert (job.wire["config"]["maxSteps"], job.wire["config"]["saveSteps"]) == (4, 1)
     assert len(fetched[0]) >= 400 and all(json.loads(row)["messages"] for row in fetched[0])
     told = result.stdout
-    order = ["submitted job", "training started", "step 1/4", "checkpoint at step 1", "base model  I am sorry.",
-             "checkpoint at step 2", "training completed", "chat with the final adapter", "the adapter, in PEFT form"]  # fmt: skip
+    order = [
+        "submitted job",
+        "training started",
+        "step 1/4",
+        "checkpoint at step 1",
+        "base model  I am sorry.",
+        "checkpoint at step 2",
+        "training completed",
+        "chat with the final adapter",
+        "the adapter, in PEFT form",
+    ]
     places = [told.index(part) for part in order]
     assert places == sorted(places)
     assert told.count("category 6/6") == 2 and told.count("category 0/6") == 2

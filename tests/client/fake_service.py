@@ -97,7 +97,7 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         """The next stream breaks once it has carried this event."""
         self._drops.append(after_event)
 
-    def refuse(self, route: str, status: int, *, times: int = 1, **body: Any) -> None:
+    def refuse(self, route: str, status: int, /, *, times: int = 1, **body: Any) -> None:
         """Answer the next requests of a path that ends so with an error."""
         self._refusals += [(route, status, {"error": f"refused with {status}", **body})] * times
 
