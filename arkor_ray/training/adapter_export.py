@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -23,15 +23,19 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 class AdapterExport:
-    """Writes adapters of one PEFT model. Made on the training thread, used on another: it keeps no hold of the model's tensors."""
+    """Writes adapters of one PEFT model.
+
+    Made on the training thread and used on another: it keeps no hold of the model's tensors.
+    """
 
     def __init__(
         self, model: PeftModel, shapes: dict[str, torch.Size], tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
     ) -> None:
-        self._config = copy.deepcopy(model.peft_config["default"])
-        self._config.inference_mode = True
-        if isinstance(self._config.target_modules, set):
-            self._config.target_modules = sorted(self._config.target_modules)
+        config: Any = copy.deepcopy(model.peft_config["default"])
+        config.inference_mode = True
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
+        self._config = config
         self._tokenizer = tokenizer
         self._dtype = dtype
         self.target_modules = target_names(model)
@@ -46,7 +50,9 @@ class AdapterExport:
         adapted = model.targeted_module_names
         promised = {f"base_model.model.{m}.lora_{half}.weight" for m in adapted for half in "AB"}
         if promised != set(self._expected):
-            raise TrainingError(f"The model's trainable weights are not those of its LoRA config: {promised ^ set(self._expected)}")
+            raise TrainingError(
+                f"The model's trainable weights are not those of its LoRA config: {promised ^ set(self._expected)}"
+            )
 
     @property
     def r(self) -> int:
@@ -57,7 +63,10 @@ class AdapterExport:
         return float(self._config.lora_alpha)
 
     def weights(self, state: Tensors, step: int) -> bytes:
-        """`adapter_model.safetensors` of the fp32 weights `state`, in the precision that training computes in. Raises TrainingError."""
+        """`adapter_model.safetensors` of the fp32 weights `state`, in the precision that training computes in.
+
+        Raises TrainingError when they do not pass the gate.
+        """
         tensors = {self._file_names[name]: tensor.to(self._dtype).contiguous() for name, tensor in state.items()}
         check_adapter(tensors, self._expected, step)
         return safetensors.torch.save(tensors, metadata={"format": "pt"})
@@ -74,11 +83,14 @@ class AdapterExport:
 def check_adapter(tensors: Tensors, expected: dict[str, torch.Size], step: int) -> None:
     """The gate before publishing. Raises TrainingError that names the tensor and what is wrong with it.
 
-    ZeRO-3 without a gather gives empty tensors, a diverged run gives nan, and a run whose gradients never arrived leaves every B at zero.
+    ZeRO-3 without a gather gives empty tensors, a diverged run gives nan, and a run whose gradients never arrived
+    leaves every B at zero.
     """
     if set(tensors) != set(expected):
         missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-        raise TrainingError(f"The adapter of step {step} lacks {missing or 'nothing'} and has besides {extra or 'nothing'}.")
+        raise TrainingError(
+            f"The adapter of step {step} lacks {missing or 'nothing'} and has besides {extra or 'nothing'}."
+        )
     for name, tensor in tensors.items():
         if tensor.numel() == 0 or tensor.shape != expected[name]:
             raise TrainingError(

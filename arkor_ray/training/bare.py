@@ -16,8 +16,9 @@ from arkor_ray.schemas.job import JobConfig
 from arkor_ray.training.callbacks import EventSink, NullEventSink
 from arkor_ray.training.data import prepare_data
 from arkor_ray.training.job_spec import DatasetPolicy, JobSpec
+from arkor_ray.training.loop_config import LoopConfig, LoopResult
 from arkor_ray.training.model import context_length, load_config, load_tokenizer
-from arkor_ray.training.train_loop import LoopConfig, LoopResult, train_loop_per_worker
+from arkor_ray.training.train_loop import train_loop_per_worker
 from arkor_ray.training.workers import join_workers
 
 

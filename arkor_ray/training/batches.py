@@ -1,7 +1,7 @@
 """Which samples each step sees, and how they become tensors.
 
-The order is a function of seed, epoch and global sample index alone, so it does not depend on the number of workers, and a
-run can go on from any step on another number of them.
+The order is a function of seed, epoch and global sample index alone, so it does not depend on the number of workers,
+and a run can go on from any step on another number of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the train loop tells the world what happens: the `EventSink`, and its forms.
 
-Calls are one-way and never wait for the network; the loop holds no plumbing. After a restart everything may be told again: the
-recorder drops what it already has.
+Calls are one-way and never wait for the network; the loop holds no plumbing. After a restart everything may be told
+again: the recorder drops what it already has.
 """
 
 from __future__ import annotations

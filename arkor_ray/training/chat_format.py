@@ -124,7 +124,9 @@ def _parse_prompt_completion(row: Mapping[str, Any]) -> Conversation:
     if isinstance(prompt, list) and isinstance(completion, list):
         before, after = _messages(prompt, "prompt"), _messages(completion, "completion")
         return _conversation(before + after, row, first_trained=len(before))
-    raise RowError(f"'prompt' is {_kind(prompt)} and 'completion' {_kind(completion)}; both must be text or both messages")
+    raise RowError(
+        f"'prompt' is {_kind(prompt)} and 'completion' {_kind(completion)}; both must be text or both messages"
+    )
 
 
 def _parse_text(row: Mapping[str, Any]) -> PlainText:

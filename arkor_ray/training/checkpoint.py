@@ -1,8 +1,8 @@
 """From a snapshot on the host to a committed checkpoint in storage, off the training thread.
 
-Order of writing: adapter files and resume state side by side, then the manifest with a conditional put. No manifest, no checkpoint: a
-crash between any two lines leaves nothing half-visible. A storage fault delays a checkpoint and never ends the job, until
-several in a row could not be stored.
+Order of writing: adapter files and resume state side by side, then the manifest with a conditional put. No manifest,
+no checkpoint: a crash between any two lines leaves nothing half-visible. A storage fault delays a checkpoint and
+never ends the job, until several in a row could not be stored.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageErro
 from arkor_ray.schemas.checkpoint import BasePrecision, CheckpointManifest, ManifestFile, ParityProbe
 from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
-from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.training.adapter_export import AdapterExport
 from arkor_ray.training.callbacks import EventSink
+from arkor_ray.training.loop_config import StoragePatience
 from arkor_ray.training.portable_state import PortableState
 from arkor_ray.training.resume_state import Identity, Progress, prune_resume_states, write_resume_state
 
@@ -33,14 +33,6 @@ logger = logging.getLogger(__name__)
 QUEUE_LENGTH = 2
 KEPT_RESUME_STATES = 2
 PARALLEL_UPLOADS = 4
-
-
-@dataclass(frozen=True)
-class StoragePatience:
-    """How long one checkpoint is tried again, and how many may fail in a row before the job does."""
-
-    per_checkpoint: RetryPolicy = RetryPolicy(budget_seconds=600.0, first_delay_seconds=0.5, longest_delay_seconds=15.0)
-    consecutive_failures: int = 3
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ class CheckpointWriter:
         export: AdapterExport,
         store: ObjectStore,
         sink: EventSink,
-        patience: StoragePatience = StoragePatience(),
+        patience: StoragePatience,
     ) -> None:
         self._context = context
         self._export = export
@@ -99,7 +91,10 @@ class CheckpointWriter:
             raise self._error
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Returns at once while fewer than `QUEUE_LENGTH` snapshots wait; else training waits for storage, not for memory to run out."""
+        """Returns at once while fewer than `QUEUE_LENGTH` snapshots wait.
+
+        Otherwise training waits for storage, rather than for memory to run out.
+        """
         while not self.failed:
             try:
                 return self._queue.put(snapshot, timeout=1.0)
@@ -108,7 +103,10 @@ class CheckpointWriter:
         self.raise_if_failed()
 
     def finish(self) -> CheckpointManifest | None:
-        """Waits until everything submitted is committed; the final adapter's manifest if there was one. Raises TrainingError."""
+        """Waits until everything submitted is committed; the final adapter's manifest if there was one.
+
+        Raises TrainingError when storage stayed away or a snapshot did not pass the gate.
+        """
         self._queue.put(None)
         self._thread.join()
         self.raise_if_failed()
@@ -126,8 +124,10 @@ class CheckpointWriter:
                 self._count_failure(snapshot, error)
             except Exception as error:  # handed to the training thread, which ends the run with it
                 logger.exception("Checkpoint of step %d cannot be made", snapshot.progress.step)
-                self._error = error if isinstance(error, TrainingError) else TrainingError(
-                    f"The checkpoint of step {snapshot.progress.step} cannot be made: {error}"
+                self._error = (
+                    error
+                    if isinstance(error, TrainingError)
+                    else TrainingError(f"The checkpoint of step {snapshot.progress.step} cannot be made: {error}")
                 )
             else:
                 self._failures_in_a_row = 0
@@ -139,7 +139,9 @@ class CheckpointWriter:
 
     def _store_snapshot(self, snapshot: Snapshot) -> CheckpointManifest:
         context, step = self._context, snapshot.progress.step
-        adapter_id = layout.final_adapter_id(context.job_id) if snapshot.final else layout.adapter_id(context.job_id, step)
+        adapter_id = (
+            layout.final_adapter_id(context.job_id) if snapshot.final else layout.adapter_id(context.job_id, step)
+        )
         folder = context.spool / adapter_id
         weights = self._export.weights(snapshot.state.weights, step)
         self._sink.stage(adapter_id, weights)
@@ -177,8 +179,10 @@ class CheckpointWriter:
         return committed
 
     def _upload(self, manifest: CheckpointManifest, uploads: list[tuple[str, Path]]) -> CheckpointManifest:
-        """Tries again what failed, until the checkpoint's patience ends. Returns what is committed: another attempt may have been first,
-        and an adapter, once committed, is never written again."""
+        """Tries again what failed, until the checkpoint's patience ends. Returns what is committed.
+
+        Another attempt may have been first; an adapter, once committed, is never written again.
+        """
         patience, failures, deadline = self._patience.per_checkpoint, 0, None
         remaining = dict(uploads)
         while True:
@@ -254,5 +258,3 @@ class CheckpointWriter:
 def _manifest_file(path: Path) -> ManifestFile:
     data = path.read_bytes()
     return ManifestFile(path=path.name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-

@@ -90,9 +90,7 @@ def tokenize_rows(
         "max_length": max_length,
         **_length_report(train.samples, max_length),
     }
-    return PreparedData(
-        train.dataset(), evaluation.dataset() if evaluation.samples else None, preflight
-    )
+    return PreparedData(train.dataset(), evaluation.dataset() if evaluation.samples else None, preflight)
 
 
 def split_rows(

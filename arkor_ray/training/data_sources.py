@@ -1,8 +1,8 @@
 """Getting a job's rows, once: from a URL, a file, or the Hub, into storage, where every later attempt finds them.
 
-A dataset URL is a request made by our machine on a stranger's behalf. So: http and https only, every hop's host resolved here and
-refused unless all its addresses are public, the connection made to the address that was checked, redirects followed by hand, the
-token sent to the first origin only, and limits on size and time.
+A dataset URL is a request made by our machine on a stranger's behalf. So: http and https only, every hop's host
+resolved here and refused unless all its addresses are public, the connection made to the address that was checked,
+redirects followed by hand, the token sent to the first origin only, and limits on size and time.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Row = Any
 def load_rows(job_id: str, config: JobConfig, store: ObjectStore, policy: DatasetPolicy) -> dict[str, list[Row]]:
     """The raw rows: "train", and "eval" when the source has an evaluation split of its own that the job wants.
 
-    The first attempt reads the source and keeps the rows under the job's dataset prefix; later ones read them there. Raises DatasetError
-    when the user must act, ServiceUnavailableError when trying later may help.
+    The first attempt reads the source and keeps the rows under the job's dataset prefix; later ones read them there.
+    Raises DatasetError when the user must act, ServiceUnavailableError when trying later may help.
     """
     prefix = layout.dataset_prefix(job_id)
     index_key = prefix + "index.json"  # written last: without it, nothing else counts
@@ -63,7 +63,8 @@ def load_rows(job_id: str, config: JobConfig, store: ObjectStore, policy: Datase
 def parse_rows(data: bytes) -> Iterator[Row]:
     """Rows of JSONL, of a JSON array, or of an object with the array under `data` or `train`.
 
-    A line that is no JSON comes out as itself, for the row checks to reject by number. Raises DatasetError when nothing is there.
+    A line that is no JSON comes out as itself, for the row checks to reject by number. Raises DatasetError when
+    nothing is there.
     """
     text = data.decode("utf-8-sig", errors="replace")
     stripped = text.lstrip()
@@ -122,7 +123,9 @@ def _load_split(source: HuggingFaceSource, split: str) -> list[Row]:
             return list(datasets.load_dataset(source.name, source.subset, split=split))
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:
             if attempt == FETCH_ATTEMPTS or "offline" in str(error).lower():
-                raise ServiceUnavailableError(f"The Hub cannot be reached for data set {source.name!r}: {error}") from error
+                raise ServiceUnavailableError(
+                    f"The Hub cannot be reached for data set {source.name!r}: {error}"
+                ) from error
             time.sleep(2**attempt)
         except Exception as error:
             raise DatasetError(f"Data set {source.name!r} (split {split!r}) cannot be loaded: {error}") from error
@@ -141,7 +144,9 @@ def fetch_blob(source: BlobSource, policy: DatasetPolicy) -> bytes:
         except (httpx.TransportError, ServiceUnavailableError) as error:
             shown = error if isinstance(error, ServiceUnavailableError) else f"{type(error).__name__}: {error}"
             if attempt == FETCH_ATTEMPTS or time.monotonic() + 2**attempt > deadline:
-                raise ServiceUnavailableError(f"The data set at {_shown(source.url)} cannot be fetched: {shown}") from error
+                raise ServiceUnavailableError(
+                    f"The data set at {_shown(source.url)} cannot be fetched: {shown}"
+                ) from error
             time.sleep(2 ** (attempt - 1))
     raise AssertionError("unreachable")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 MAX_GRAD_NORM = 1.0
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
+ADAM: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}
 
 
 def prepare_deepspeed(device: torch.device) -> None:
@@ -32,8 +32,8 @@ def prepare_deepspeed(device: torch.device) -> None:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu" and "__compatible_ops__" not in vars(deepspeed.ops):
-        # Without this, DeepSpeed runs the compiler to see which of its extensions would build here, and then builds a shared-memory
-        # all-reduce that only its inference uses: half a minute at the first start on a machine.
+        # Without this, DeepSpeed runs the compiler to see which of its extensions would build here, and then builds a
+        # shared-memory all-reduce that only its inference uses: half a minute at the first start on a machine.
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
         deepspeed.ops.__compatible_ops__ = dict.fromkeys([*ALL_OPS, "deepspeed_not_implemented"], False)
@@ -45,8 +45,8 @@ def prepare_deepspeed(device: torch.device) -> None:
 def engine_config(config: JobConfig, plan: BatchPlan, precision: Precision) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
-    In half precision, ZeRO-0 runs as ZeRO-1: the same data parallelism and the same mathematics, but DeepSpeed's half-precision
-    optimizer for it is the one that keeps fp32 master weights which can be read and set.
+    In half precision, ZeRO-0 runs as ZeRO-1: the same data parallelism and the same mathematics, but DeepSpeed's
+    half-precision optimizer for it is the one that keeps fp32 master weights which can be read and set.
     """
     stage = config.zero_stage if precision == "fp32" else max(1, config.zero_stage)
     return {
@@ -114,7 +114,8 @@ def make_optimizer(
 class LearningRate:
     """The rate of each update: transformers' schedule of that name, as a function of the step alone.
 
-    So nothing of it needs to be stored, and a resumed run cannot drift. Schedules step once per update, as with Trainer.
+    So nothing of it needs to be stored, and a resumed run cannot drift. Schedules step once per update, as with
+    Trainer.
     """
 
     def __init__(self, config: JobConfig, total_steps: int) -> None:

@@ -1,4 +1,7 @@
-"""Which errors of a worker end the run at once. Apart from `trainer`, because Ray Train's controller loads this and needs no torch."""
+"""Which errors of a worker end the run at once.
+
+Apart from `trainer`, because Ray Train's controller loads this and needs no torch.
+"""
 
 from __future__ import annotations
 

@@ -25,8 +25,9 @@ class JobSpec:
     """One attempt at one job. Picklable; crosses from the driver to the workers.
 
     `base_model` is where the base is loaded from, a Hub id or an absolute directory: the catalogue's answer for
-    `config.model`. `cpus_per_worker` is what Ray reserves, small so that a laptop has room for serving besides; it limits no
-    threads. `scratch_dir` is a local folder of the machine for spooled checkpoints; it may vanish at any time.
+    `config.model`. `cpus_per_worker` is what Ray reserves, small so that a laptop has room for serving besides; it
+    limits no threads. `scratch_dir` is a local folder of the machine for spooled checkpoints; it may vanish at any
+    time.
     """
 
     job_id: str
@@ -35,7 +36,7 @@ class JobSpec:
     storage_url: str
     attempt: int = 1
     s3_endpoint_url: str | None = None
-    dataset_policy: DatasetPolicy = DatasetPolicy()
+    dataset_policy: DatasetPolicy = field(default_factory=DatasetPolicy)
     max_worker_failures: int = 5
     cpus_per_worker: float = 0.5
     scratch_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "arkor-ray-training")

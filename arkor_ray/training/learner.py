@@ -60,8 +60,8 @@ class Learner:
             base = load_base_model(base_model, config, self.precision, worker.device)
         self.base_revision: str | None = getattr(base.config, "_commit_hash", None)
         self._loss = SelectiveLoss(base)
-        # DeepSpeed casts LoRA weights to the engine's precision and keeps fp32 masters itself; under ZeRO-3 a mix of fp32
-        # LoRA and half-precision base weights fails at the first update.
+        # DeepSpeed casts LoRA weights to the engine's precision and keeps fp32 masters itself; under ZeRO-3 a mix of
+        # fp32 LoRA and half-precision base weights fails at the first update.
         self.model = add_lora(base, config, base_model, autocast_adapter_dtype=False)
         self.learning_rate = LearningRate(config, total_steps)
         self._engine: Any = None
@@ -127,7 +127,9 @@ class Learner:
         self._engine.eval()
         with torch.no_grad():
             everywhere = torch.arange(len(ids), device=ids.device)
-            logits = self._loss.logits(self._engine, everywhere, input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
+            logits = self._loss.logits(
+                self._engine, everywhere, input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]
+            )
             logprobs = torch.log_softmax(logits[:-1].float(), dim=-1).gather(1, ids[1:, None])[:, 0].tolist()
         if not all(math.isfinite(value) for value in logprobs):
             return None

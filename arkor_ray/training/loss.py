@@ -17,8 +17,8 @@ Forward = Callable[..., Any]
 class SelectiveLoss:
     """Sums the cross-entropy of a causal language model over a micro-batch's targets.
 
-    The hidden states are narrowed to the positions that have a target right before the output head, by a hook on it: with a large
-    vocabulary, the head on every position of a padded batch costs more than the rest of the step.
+    The hidden states are narrowed to the positions that have a target right before the output head, by a hook on it:
+    with a large vocabulary, the head on every position of a padded batch costs more than the rest of the step.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

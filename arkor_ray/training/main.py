@@ -2,7 +2,8 @@
 
 python -m arkor_ray.training.main --job-id JOB --attempt N
 
-Exit code 0: the job has its last word, or was cancelled. Anything else: the attempt was lost, and the controller starts another.
+Exit code 0: the job has its last word, or was cancelled. Anything else: the attempt was lost, and the controller
+starts another.
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ def run(job_id: str, attempt: int) -> int:
             return 0
         config, token = JobConfig.parse(row.config), row.dataset_token
     if token and config.dataset_source.type == "blob":
-        config = config.model_copy(
-            update={"dataset_source": config.dataset_source.model_copy(update={"token": token})}
-        )
+        config = config.model_copy(update={"dataset_source": config.dataset_source.model_copy(update={"token": token})})
     from arkor_ray.training.recorder import NAMESPACE, start_recorder
     from arkor_ray.training.trainer import run_job
 

@@ -28,7 +28,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     with _loading(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"Base model {source!r} has no fast tokenizer (tokenizer.json), which gives tokens their offsets.",
+            param="config.model",
+        )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -67,7 +72,6 @@ def load_base_model(source: str, config: JobConfig, precision: Precision, device
 
     Where ZeRO-3 is configured in transformers (see deepspeed.zero3_init), the weights are sharded as they load.
     """
-    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = torch_dtype(precision)
@@ -87,7 +91,9 @@ def load_base_model(source: str, config: JobConfig, precision: Precision, device
     return model
 
 
-def add_lora(model: PreTrainedModel, config: JobConfig, source: str, *, autocast_adapter_dtype: bool = True) -> PeftModel:
+def add_lora(
+    model: PreTrainedModel, config: JobConfig, source: str, *, autocast_adapter_dtype: bool = True
+) -> PeftModel:
     """LoRA on the text decoder's linear layers; the same start on every worker of any world size, from the job's seed."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -113,8 +119,9 @@ def add_lora(model: PreTrainedModel, config: JobConfig, source: str, *, autocast
 def target_modules(model: PreTrainedModel) -> list[str] | str:
     """PEFT's `target_modules` for attention and MLP projections of the text decoder only.
 
-    A list of names where these names occur nowhere else (every text model); otherwise a pattern that is held to the decoder, so that vision and
-    audio towers with layers of the same names stay as they are. Raises ModelError when there is nothing to adapt.
+    A list of names where these names occur nowhere else (every text model); otherwise a pattern that is held to the
+    decoder, so that vision and audio towers with layers of the same names stay as they are. Raises ModelError when
+    there is nothing to adapt.
     """
     decoder = model.get_decoder()
     path = next((name for name, module in model.named_modules() if module is decoder), "")
@@ -124,7 +131,9 @@ def target_modules(model: PreTrainedModel) -> list[str] | str:
     head = model.get_output_embeddings()
     chosen = [name for name in chosen if model.get_submodule(name) is not head]
     if not chosen:
-        raise ModelError(f"{type(model).__name__} has no linear layer in its text decoder to put LoRA on.", param="config.model")
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer in its text decoder to put LoRA on.", param="config.model"
+        )
     leaves = sorted({name.rsplit(".", 1)[-1] for name in chosen})
     same_name = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in leaves]
     if set(same_name) == set(chosen):
@@ -163,7 +172,14 @@ def _loading(source: str, what: str) -> Iterator[None]:
             raise
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
-                raise ServiceUnavailableError(f"The Hub cannot be reached for base model {source!r}: {error}") from error
+            if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__name__ in (
+                "ConnectError",
+                "ConnectTimeout",
+            ):
+                raise ServiceUnavailableError(
+                    f"The Hub cannot be reached for base model {source!r}: {error}"
+                ) from error
             cause = cause.__cause__ or cause.__context__
-        raise ModelError(f"The {what} of base model {source!r} cannot be loaded: {error}", param="config.model") from error
+        raise ModelError(
+            f"The {what} of base model {source!r} cannot be loaded: {error}", param="config.model"
+        ) from error

@@ -1,8 +1,9 @@
 """What LoRA training needs to go on, whole and free of how many workers and which ZeRO stage held it in pieces.
 
-DeepSpeed keeps fp32 weights and optimizer state in flat tensors, of which each worker has some parts. `Shards` knows which stretch of which
-flat tensor is which stretch of which parameter; gathering and restoring are copies along that map, with one
-reduction per kind of state instead of one per parameter. DeepSpeed's own checkpoints cannot be loaded at another world size.
+DeepSpeed keeps fp32 weights and optimizer state in flat tensors, of which each worker has some parts. `Shards` knows
+which stretch of which flat tensor is which stretch of which parameter; gathering and restoring are copies along that
+map, with one reduction per kind of state instead of one per parameter. DeepSpeed's own checkpoints cannot be loaded
+at another world size.
 
 8-bit optimizer states are stored as their values together with the scale of the block they were in: restored into the
 same layout they get back the very same bits, in another layout they are quantised anew.
@@ -90,8 +91,8 @@ class Shards:
     def restore(self, state: PortableState) -> None:
         """Puts the whole state, given on every worker, back into this worker's parts.
 
-        The module's own weights must have been set before the engine was made (`set_weights`): DeepSpeed copies them into its
-        low-precision buffers then, and would go on with stale ones for a step otherwise.
+        The module's own weights must have been set before the engine was made (`set_weights`): DeepSpeed copies them
+        into its low-precision buffers then, and would go on with stale ones for a step otherwise.
         """
         for flat in {id(s.flat): s.flat for s in self._stretches}.values():
             mine = [s for s in self._stretches if s.flat is flat]
@@ -214,7 +215,9 @@ def _set_optimizer_state(optimizer: Any, flat: torch.Tensor, values: Tensors, st
     for kind, number in (("exp_avg", 1), ("exp_avg_sq", 2)):
         stored = state[f"state{number}"]
         if stored.dtype == torch.uint8:
-            codes, absmax = _quantise(values[kind].reshape(-1), values[f"{kind}.scale"].reshape(-1), state[f"qmap{number}"])
+            codes, absmax = _quantise(
+                values[kind].reshape(-1), values[f"{kind}.scale"].reshape(-1), state[f"qmap{number}"]
+            )
             stored.copy_(codes.view_as(stored))
             state[f"absmax{number}"].copy_(absmax)
         else:
@@ -224,8 +227,8 @@ def _set_optimizer_state(optimizer: Any, flat: torch.Tensor, values: Tensors, st
 def _quantise(values: torch.Tensor, scales: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Block-wise codes (elements,) uint8 and scales (blocks,).
 
-    A block whose elements all come from one block keeps its scale, so its codes come back bit by bit; any other block is scaled by
-    its largest element.
+    A block whose elements all come from one block keeps its scale, so its codes come back bit by bit; any other block
+    is scaled by its largest element.
     """
     blocks = -(-values.numel() // BLOCK)
     padded = torch.zeros(blocks * BLOCK, device=values.device).index_copy_(

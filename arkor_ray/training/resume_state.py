@@ -28,8 +28,8 @@ FORMAT = 1
 class Progress:
     """Where a run stands after `step` updates, besides weights and optimizer. The data order follows from step and seed.
 
-    `logged_*` is what the next log entry already holds of steps before it, for `logging_steps` above 1; `train_seconds` is time spent
-    in all attempts.
+    `logged_*` is what the next log entry already holds of steps before it, for `logging_steps` above 1;
+    `train_seconds` is time spent in all attempts.
     """
 
     step: int = 0

@@ -1,10 +1,10 @@
 """Which tokens the loss looks at: from a conversation and a chat template to token ids and a mask.
 
-The mask needs no `{% generation %}` markers in the template. For each assistant turn the conversation is rendered twice more: up
-to the turn with the generation prompt, which is what serving will feed the model, and up to and with the turn. The turn's
-characters are what the second adds to the first, less white space after the end-of-turn marker. When the whole conversation
-does not carry exactly these characters at that place, because the template rewrites history, the row is rejected: a mask
-that is a little off trains the wrong thing without a sign.
+The mask needs no `{% generation %}` markers in the template. For each assistant turn the conversation is rendered
+twice more: up to the turn with the generation prompt, which is what serving will feed the model, and up to and with
+the turn. The turn's characters are what the second adds to the first, less white space after the end-of-turn marker.
+When the whole conversation does not carry exactly these characters at that place, because the template rewrites
+history, the row is rejected: a mask that is a little off trains the wrong thing without a sign.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class ExampleEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, responses_only: bool, max_length: int) -> None:
-        if not tokenizer.is_fast:
-            raise ModelError("The base model has no fast tokenizer (tokenizer.json), which gives tokens their offsets.")
         self._tokenizer = tokenizer
         self._responses_only = responses_only
         self._max_length = max_length
@@ -77,7 +75,9 @@ class ExampleEncoder:
         text = self._template(example.messages, example.tools)
         if not self._responses_only:
             return text, []
-        return text, [self._turn_span(example, index, text) for index, on in enumerate(example.trained) if on]
+        # An assistant turn that opens the conversation answers nothing, and no generation prompt leads to it.
+        turns = [index for index, on in enumerate(example.trained) if on and index > 0]
+        return text, [self._turn_span(example, index, text) for index in turns]
 
     def _turn_span(self, example: Conversation, index: int, text: str) -> Span:
         messages, tools = example.messages, example.tools
@@ -85,8 +85,8 @@ class ExampleEncoder:
         through = self._template(messages[: index + 1], tools)
         content = messages[index]["content"].strip()
         if not through.startswith(prompt):
-            # The generation prompt says more than history shows, such as an empty thinking block. What both share is the
-            # turn's header, if the content follows it directly.
+            # The generation prompt says more than history shows, such as an empty thinking block. What both share is
+            # the turn's header, if the content follows it directly.
             prompt = _common_prefix(prompt, through)
             header_known = len(prompt) >= len(self._template(messages[:index], tools))
             if not content or not header_known or not through.startswith(content, len(prompt)):
@@ -98,8 +98,8 @@ class ExampleEncoder:
         closing = body[at + len(content) :]
         if closing.strip():
             closing = closing.rstrip()
-        # Either the turn stands in the whole conversation as it did alone, or only what comes between its header and its
-        # content is dropped once it is history (again, an empty thinking block).
+        # Either the turn stands in the whole conversation as it did alone, or only what comes between its header and
+        # its content is dropped once it is history (again, an empty thinking block).
         for candidate in (body[: at + len(content)] + closing, content + closing):
             if text.startswith(prompt) and text.startswith(candidate, len(prompt)):
                 return len(prompt), len(prompt) + len(candidate)
@@ -110,10 +110,12 @@ class ExampleEncoder:
 
     def _template(self, messages: list[dict[str, Any]], tools: list[Any] | None, **options: Any) -> str:
         try:
-            return self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+            return str(self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options))
         except ValueError as error:
             if self._tokenizer.chat_template is None:
-                raise ModelError("The base model's tokenizer has no chat template; only 'text' rows can be used.") from error
+                raise ModelError(
+                    "The base model's tokenizer has no chat template; only 'text' rows can be used."
+                ) from error
             raise RowError(f"the chat template fails: {error}") from error
         except Exception as error:  # Jinja's own errors, and those of code in the template
             raise RowError(f"the chat template fails: {type(error).__name__}: {error}") from error

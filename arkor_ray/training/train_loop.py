@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from arkor_ray.errors import TrainingError
@@ -17,10 +16,10 @@ from arkor_ray.storage.object_store import ObjectStore
 from arkor_ray.training.adapter_export import AdapterExport
 from arkor_ray.training.batches import BatchPlan, TokenizedDataset
 from arkor_ray.training.callbacks import EventSink, NullEventSink
-from arkor_ray.training.checkpoint import CheckpointContext, CheckpointWriter, Snapshot, StoragePatience
+from arkor_ray.training.checkpoint import CheckpointContext, CheckpointWriter, Snapshot
 from arkor_ray.training.data import total_steps
-from arkor_ray.training.job_spec import JobSpec
 from arkor_ray.training.learner import Learner, StepResult
+from arkor_ray.training.loop_config import LoopConfig, LoopResult
 from arkor_ray.training.model import load_tokenizer
 from arkor_ray.training.resume_state import (
     Identity,
@@ -29,50 +28,25 @@ from arkor_ray.training.resume_state import (
     load_resume_state,
     newest_resumable_step,
 )
-from arkor_ray.training.workers import Worker, join_workers
+from arkor_ray.training.workers import join_workers
 
 NON_FINITE_STEPS = 3
 FLUSH_SECONDS = 600.0  # a recorder waits for serving before it acknowledges a checkpoint
 ANNOUNCED_AGAIN = 3
 
 
-@dataclass
-class LoopConfig:
-    """What a worker needs. Under Ray Train, `train` and `evaluation` are object references until `resolve`d.
-
-    `make_sink` makes the sink on rank 0; the others report nothing. `preflight` is told to it once training starts.
-    """
-
-    spec: JobSpec
-    train: Any
-    evaluation: Any = None
-    make_sink: Callable[[], EventSink] = NullEventSink
-    preflight: dict[str, Any] | None = None
-    patience: StoragePatience = StoragePatience()
-    store: ObjectStore | None = None
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """Rank 0's answer. `stopped`: cancelled at `step`, with a resumable checkpoint and without a final adapter."""
-
-    step: int
-    total_steps: int
-    stopped: bool
-    metrics: dict[str, float | None]
-    final_manifest: dict[str, Any] | None
-
-
 def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     """Trains from the newest checkpoint in storage to the end, or until asked to stop. Rank 0 returns the result.
 
-    Raises DatasetError or ModelError for what the user must change, TrainingError when training itself failed; neither is worth another try.
+    Raises DatasetError or ModelError for what the user must change, TrainingError when training itself failed;
+    neither is worth another try.
     """
     worker = join_workers()
     spec, job = config.spec, config.spec.config
     sink = config.make_sink() if worker.is_first else NullEventSink()
     store = config.store or spec.open_store()
-    train, evaluation = _resolve(config.train), _resolve(config.evaluation)
+    train = _resolve(config.train)
+    evaluation = _resolve(config.evaluation) if config.evaluation is not None else None
     plan = batch_plan(job, len(train), worker.world_size)
     total = total_steps(job, plan)
     due = Due(job, total)
@@ -202,8 +176,8 @@ class Run:
         if self._bad_steps >= NON_FINITE_STEPS:
             self.log(step, result)
             raise TrainingError(
-                f"The loss was not a finite number in {NON_FINITE_STEPS} steps in a row, up to step {step}. Lower learning_rate, "
-                "add warmup_steps, or use precision bf16 or fp32.",
+                f"The loss was not a finite number in {NON_FINITE_STEPS} steps in a row, up to step {step}. "
+                "Lower learning_rate, add warmup_steps, or use precision bf16 or fp32.",
                 step=step,
             )
 
@@ -266,13 +240,15 @@ class Run:
 
 
 def _identity(learner: Learner, plan: BatchPlan, config: JobConfig) -> Identity:
-    shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in learner.model.named_parameters() if p.requires_grad}
+    shapes = {
+        name: list(getattr(p, "ds_shape", p.shape)) for name, p in learner.model.named_parameters() if p.requires_grad
+    }
     return Identity(plan.global_batch, plan.samples, plan.seed, config.optim, shapes)
 
 
-def _resolve(data: Any) -> TokenizedDataset | None:
+def _resolve(data: Any) -> TokenizedDataset:
     """The data set itself, or what an object reference stands for: a view of the machine's one copy."""
-    if data is None or isinstance(data, TokenizedDataset):
+    if isinstance(data, TokenizedDataset):
         return data
     import ray
 

@@ -1,7 +1,7 @@
 """One attempt at a job, seen from its driver: data once, then Ray Train's worker group, then the last word.
 
-Ray Train's own reports and checkpoints are not used. A report is a barrier that costs seconds; and our manifests are the
-authority on what to go on from, for any number of workers and any Ray version.
+Ray Train's own reports and checkpoints are not used. A report is a barrier that costs seconds; and our manifests are
+the authority on what to go on from, for any number of workers and any Ray version.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from arkor_ray.training.callbacks import RayEventSink
 from arkor_ray.training.data import PreparedData, prepare_data
 from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun, final_error
 from arkor_ray.training.job_spec import JobSpec
+from arkor_ray.training.loop_config import LoopConfig, LoopResult
 from arkor_ray.training.model import context_length, load_config, load_tokenizer
-from arkor_ray.training.train_loop import LoopConfig, LoopResult, train_loop_per_worker
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ HEALTH_CHECK_SECONDS = "0.5"  # how soon a dead worker is noticed; Ray's default
 
 
 def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = lambda: None) -> None:
-    """Trains, and ends the job through `recorder` (an actor handle; see recorder.Recorder): completed, or failed with the reason.
+    """Trains, and ends the job through `recorder`, the actor handle of a recorder.Recorder: completed, or failed and why.
 
-    Returns also when the job was cancelled, without a last word, since whoever cancelled it has said it. Raises when the attempt was lost
-    to infrastructure, so that the process exits with an error and the controller starts the next attempt. `on_data_stored` is
-    called once the rows are in storage: from then on the data set's token is of no use.
+    Returns also when the job was cancelled, without a last word, since whoever cancelled it has said it. Raises when
+    the attempt was lost to infrastructure, so that the process exits with an error and the controller starts the next
+    attempt. `on_data_stored` is called once the rows are in storage: from then on the data set's token is of no use.
     """
     try:
         data = _prepare(spec)
@@ -93,9 +93,10 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
         raise final from error
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
-    if not isinstance(result.return_value, LoopResult):
+    answer = getattr(result, "return_value", None)  # of rank 0
+    if not isinstance(answer, LoopResult):
         raise RuntimeError("The worker group ended without a result.")
-    return result.return_value
+    return answer
 
 
 def _prepare(spec: JobSpec) -> PreparedData:
@@ -103,7 +104,10 @@ def _prepare(spec: JobSpec) -> PreparedData:
     return prepare_data(spec, tokenizer, context_length(load_config(spec.base_model)))
 
 
-def _train_loop(config: dict[str, Any]) -> LoopResult | None:
+def _train_loop(config: dict[str, Any]) -> Any:
+    # Here, so that neither the driver nor Ray Train's controller wait for PEFT and DeepSpeed.
+    from arkor_ray.training.train_loop import train_loop_per_worker
+
     return train_loop_per_worker(config["loop"])
 
 
@@ -122,4 +126,4 @@ class _Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = FinalErrorsEndTheRun(arguments["failure_policy"])
-        return super()._initialize_and_run_controller(**arguments)
+        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]

@@ -13,7 +13,7 @@ from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.training.bare import run_bare
 from arkor_ray.training.callbacks import ListEventSink
-from arkor_ray.training.checkpoint import StoragePatience
+from arkor_ray.training.loop_config import StoragePatience
 from tests.training.process_group import LoopRun, run_in_group
 from tests.training.tiny import make_base_model, make_spec
 
@@ -138,7 +138,10 @@ def test_only_the_newest_resume_states_are_kept(finished, base, tmp_path) -> Non
     run = run_here(make_spec(tmp_path, base, maxSteps=5, saveSteps=1))
     prefixes = {item.key.split("/")[2] for item in run.spec.open_store().list("resume/")}
     assert prefixes == {"step-00000004", "step-00000005"}
-    assert [m["adapter_id"] for m in run.sink.of("checkpoint")] == [*(f"job-1-step-{n}" for n in range(1, 6)), "job-1-final"]
+    assert [m["adapter_id"] for m in run.sink.of("checkpoint")] == [
+        *(f"job-1-step-{n}" for n in range(1, 6)),
+        "job-1-final",
+    ]
 
 
 def test_dry_run_passes_every_stage(base, tmp_path) -> None:
@@ -194,7 +197,7 @@ def test_storage_that_stays_away_ends_the_job_and_keeps_the_adapters(base, tmp_p
     spec = make_spec(tmp_path, base, maxSteps=400, saveSteps=1)
     patience = StoragePatience(RetryPolicy(budget_seconds=0.5, first_delay_seconds=0.05), consecutive_failures=2)
     sink = ListEventSink()
-    with pytest.raises(TrainingError, match="2 checkpoints in a row could not be stored.*503"):
+    with pytest.raises(TrainingError, match=r"2 checkpoints in a row could not be stored.*503"):
         run_bare(spec, sink, store=FailingStore(spec.open_store(), None), patience=patience)
     assert sink.of("checkpoint") == []
     assert (spec.scratch_dir / "job-1" / "job-1-step-1" / "adapter" / "adapter_model.safetensors").is_file()

@@ -40,8 +40,14 @@ def run_in_group(runs: list[LoopRun], world_size: int, folder: Path, timeout: fl
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-    common |= {"LOCAL_WORLD_SIZE": str(world_size), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-m", "tests.training.process_group", str(folder / "runs.pickle"), str(folder / "done.pickle")]
+    common |= {"LOCAL_WORLD_SIZE": str(world_size), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.process_group",
+        str(folder / "runs.pickle"),
+        str(folder / "done.pickle"),
+    ]
     processes = []
     for rank in range(world_size):
         output = (folder / f"rank-{rank}.log").open("w")
