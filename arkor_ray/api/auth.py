@@ -12,7 +12,7 @@ from arkor_ray.errors import AuthenticationError
 _scheme = HTTPBearer(auto_error=False, description="An anonymous token, or one issued by the operator.")
 
 
-def bearer_token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]) -> str:
+async def bearer_token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]) -> str:
     if credentials is None or not credentials.credentials:
         raise AuthenticationError("No token. Send `Authorization: Bearer <token>`; `arkor login` gets one")
     return credentials.credentials

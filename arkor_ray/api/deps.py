@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
+from sqlalchemy.orm import Session
 
 from arkor_ray.api.auth import bearer_token
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
@@ -34,22 +35,21 @@ class Services:
     readiness: Readiness
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     return request.app.state.services
 
 
-def caller(services: ServicesDep, token: Annotated[str, Depends(bearer_token)]) -> Caller:
+def caller(services: ServicesDep, token: TokenDep) -> Caller:
     """Who calls. 401 for a token that is missing, unknown, expired or revoked."""
     with services.db.read() as session:
-        found = identities.authenticate(session, token)
-    services.last_used.note(found)
-    return found
+        return authenticate(session, services, token)
 
 
-def org_scope(services: ServicesDep, caller: CallerDep, org_slug: Annotated[str, Query(alias="orgSlug")]) -> OrgRow:
+def org_scope(services: ServicesDep, token: TokenDep, org_slug: OrgSlug) -> OrgRow:
     """The organisation of the query. 403 if the caller is no member of it."""
     with services.db.read() as session:
-        return identities.member_org(session, caller.identity_id, org_slug)
+        found = authenticate(session, services, token)
+        return identities.member_org(session, found.identity_id, org_slug)
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,24 @@ class ProjectScope:
 
 
 def project_scope(
-    services: ServicesDep, org: OrgDep, project_slug: Annotated[str, Query(alias="projectSlug")]
+    services: ServicesDep, token: TokenDep, org_slug: OrgSlug, project_slug: ProjectSlug
 ) -> ProjectScope:
     """Organisation and project of the query. 404 for an unknown project."""
     with services.db.read() as session:
+        found = authenticate(session, services, token)
+        org = identities.member_org(session, found.identity_id, org_slug)
         return ProjectScope(org, projects.find(session, org.id, project_slug))
 
 
+def authenticate(session: Session, services: Services, token: str) -> Caller:
+    found = identities.authenticate(session, token)
+    services.last_used.note(found)
+    return found
+
+
+OrgSlug = Annotated[str, Query(alias="orgSlug")]
+ProjectSlug = Annotated[str, Query(alias="projectSlug")]
+TokenDep = Annotated[str, Depends(bearer_token)]
 ServicesDep = Annotated[Services, Depends(services)]
 CallerDep = Annotated[Caller, Depends(caller)]
 OrgDep = Annotated[OrgRow, Depends(org_scope)]

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
 from arkor_ray.api.bodies import CheckpointDetail, CheckpointList
-from arkor_ray.api.deps import CallerDep, ScopeDep, Services, ServicesDep, org_scope, project_scope
-from arkor_ray.db import checkpoints
+from arkor_ray.api.deps import CallerDep, ScopeDep, Services, ServicesDep
+from arkor_ray.db import checkpoints, identities, projects
 from arkor_ray.db.tables import CheckpointRow
 from arkor_ray.errors import NotFoundError
 from arkor_ray.jobs import service
@@ -53,8 +53,8 @@ def downloadable(
         if org_slug is None and project_slug is None:
             job = service.find_as_member(session, caller.identity_id, job_id)
         else:
-            org = org_scope(services, caller, org_slug or "")
-            job = service.find(session, project_scope(services, org, project_slug or "").project.id, job_id)
+            org = identities.member_org(session, caller.identity_id, org_slug or "")
+            job = service.find(session, projects.find(session, org.id, project_slug or "").id, job_id)
         return _manifest(service.find_checkpoint(session, job, ref))
 
 
