@@ -111,10 +111,14 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.read()
+        if request.method == "POST":
+            time.sleep(POLL)  # so that calls made together do meet here
         return self._answer(request)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await request.aread()
+        if request.method == "POST":
+            await asyncio.sleep(POLL)
         return self._answer(request)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
