@@ -16,7 +16,7 @@ from arkor_ray.client.adapter_download import AdapterFolder
 from arkor_ray.client.calls import AdapterDetail, AdapterRef, Call, Flow, JobDetail
 from arkor_ray.client.event_stream import NAMED_JOB_STATUSES, EventFollower
 from arkor_ray.client.inference import iter_text
-from arkor_ray.client.session import Session, ensure_project
+from arkor_ray.client.session import LIMITS, Session, ensure_project
 from arkor_ray.errors import ArkorError
 from arkor_ray.schemas.checkpoint import Checkpoint
 from arkor_ray.schemas.event import Event
@@ -50,7 +50,7 @@ class Client:
         self.session = session or Session(
             api_url, token=token, org=org, project=project, project_dir=project_dir, home=home, transport=transport
         )
-        self._http = httpx.Client(transport=self.session.transport)
+        self._http = httpx.Client(transport=self.session.transport, limits=LIMITS)
         self._preparing = threading.Lock()
 
     def __enter__(self) -> Client:

@@ -30,6 +30,8 @@ from arkor_ray.schemas.project import Project
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = httpx.Timeout(30.0, read=60.0)
+#: Every follower holds a connection for as long as its job lasts, so their number is the caller's business.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 
 
 class Session:

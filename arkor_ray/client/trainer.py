@@ -121,7 +121,8 @@ class Trainer:
 class AsyncTrainer:
     """One job, from asyncio code; see `Trainer` for what the methods promise.
 
-    Plain callbacks run in a worker thread, async ones on this loop.
+    Plain callbacks run in a worker thread, async ones on this loop. A plain callback that is running when the abort
+    signal is set, or when `wait` is cancelled, goes on to its end in its thread.
     """
 
     def __init__(
