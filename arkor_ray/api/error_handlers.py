@@ -98,7 +98,7 @@ def _validation_error(error: RequestValidationError) -> InvalidRequestError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return InvalidRequestError(f"The body is not valid JSON: {first['ctx']['error']}")
-    if tuple(first["loc"]) == ("body",):
+    if tuple(first["loc"]) == ("body",) and first["type"] != "value_error":  # not a rule about several of its fields
         return InvalidRequestError("The body must be a JSON object, sent with Content-Type: application/json")
     return invalid_request(cast(ValidationError, Findings()))
 

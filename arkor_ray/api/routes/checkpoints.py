@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
 from arkor_ray.api.bodies import CheckpointDetail, CheckpointList
@@ -58,10 +58,15 @@ def downloadable(
         return _manifest(service.find_checkpoint(session, job, ref))
 
 
-@router.get("/{ref}/files/{path:path}", summary="Download one file of an adapter", response_class=StreamingResponse)
+@router.get(
+    "/{ref}/files/{path:path}",
+    summary="Download one file of an adapter",
+    responses={200: {"content": {"application/octet-stream": {}}}},
+    response_class=Response,
+)
 def get_file(
     services: ServicesDep, manifest: Annotated[CheckpointManifest, Depends(downloadable)], path: str
-) -> StreamingResponse:
+) -> Response:
     file = next((file for file in manifest.files if file.path == path), None)
     if file is None:
         raise NotFoundError(f"The checkpoint has no file {path[:200]!r}; its manifest lists those it has")

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Header, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from arkor_ray.api import sse
@@ -39,7 +39,8 @@ def followed_job(services: ServicesDep, scope: ScopeDep, job_id: str, last_event
 @router.get(
     "/{job_id}/events/stream",
     summary="Follow a job: replay, then events as they come, then `end`",
-    response_class=sse.EventStream,
+    responses={200: {"content": {"text/event-stream": {}}}},
+    response_class=Response,
 )
 async def stream_events(
     services: ServicesDep, job_id: Annotated[str, Depends(followed_job)], last_event_id: LastEventId = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -52,8 +52,13 @@ def cancel_job(services: ServicesDep, scope: ScopeDep, job_id: str) -> Done:
     return Done(ok=True)
 
 
-@router.get("/{job_id}/logs", summary="What the job's driver printed", response_class=PlainTextResponse)
-async def job_logs(services: ServicesDep, scope: ScopeDep, job_id: str) -> PlainTextResponse:
+@router.get(
+    "/{job_id}/logs",
+    summary="What the job's driver printed",
+    responses={200: {"content": {"text/plain": {}}}},
+    response_class=Response,
+)
+async def job_logs(services: ServicesDep, scope: ScopeDep, job_id: str) -> Response:
     attempt = await run_in_threadpool(_attempt, services, scope.project.id, job_id)
     if attempt == 0:
         return PlainTextResponse("")
