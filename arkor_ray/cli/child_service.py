@@ -15,13 +15,12 @@ from arkor_ray.errors import ServiceUnavailableError
 READY = "arkor-ray is ready at "
 START_TIMEOUT_S = 600.0  # the first start also makes the demo's base model
 STOP_TIMEOUT_S = 30.0
-_TAIL_LINES = 15
 
 
 class ChildService:
     """`arkor-ray up` on a free port. What it prints is passed on until it is ready, and all of it goes to `log_path`.
 
-    Raises ServiceUnavailableError, with the end of the log, when it does not come up.
+    Raises ServiceUnavailableError, with the last line of the log, when it does not come up.
     """
 
     def __init__(self, data_dir: Path, *, aliases: list[str], environment: dict[str, str]) -> None:
@@ -62,7 +61,7 @@ class ChildService:
         if not self.url:
             self._stop()
             raise ServiceUnavailableError(
-                f"The service did not come up. The end of its log, {self.log_path}: {self._tail()}"
+                f"The service did not come up: {self._last_line()} (its whole log is {self.log_path})"
             )
         return self
 
@@ -108,6 +107,6 @@ class ChildService:
             log.write(data)
             log.flush()
 
-    def _tail(self) -> str:
-        lines = self.log_path.read_text(errors="replace").splitlines()
-        return " | ".join(line.strip() for line in lines[-_TAIL_LINES:] if line.strip()) or "(empty)"
+    def _last_line(self) -> str:
+        lines = [line.strip() for line in self.log_path.read_text(errors="replace").splitlines()]
+        return next((line for line in reversed(lines) if line), "it said nothing")

@@ -26,7 +26,7 @@ def test_it_is_there_while_the_block_runs_and_ended_after_it(tmp_path, capsys):
     assert "making the base" in capsys.readouterr().out
 
 
-def test_one_that_ends_at_once_is_an_error_with_the_end_of_its_log(tmp_path):
+def test_one_that_ends_at_once_is_an_error_with_its_last_words(tmp_path):
     with (
         pytest.raises(ServiceUnavailableError, match="port is taken"),
         child(tmp_path, "raise SystemExit('port is taken')"),
