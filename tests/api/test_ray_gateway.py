@@ -1,0 +1,217 @@
+"""The gateway to Ray Serve: it waits for what starts, goes round what dies, and repeats nothing that has begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from arkor_ray.api import ray_gateway
+from arkor_ray.api.ray_gateway import RayCluster, RayInferenceGateway
+from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, NotFoundError, ServiceUnavailableError
+from arkor_ray.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+START, DELTA, END = {"type": "start"}, {"type": "delta", "text": "a"}, {"type": "end"}
+DIED = ActorDiedError()
+
+
+def raised_remotely(error: Exception) -> Exception:
+    """What arrives here when a replica raises `error`."""
+    return RayTaskError("chat", "traceback with a secret", error).as_instanceof_cause()
+
+
+class FakeStream:
+    """What a handle's call gives: items, then possibly an error. None hangs."""
+
+    def __init__(self, script: list[Any]) -> None:
+        self._script = list(script)
+        self.cancelled = False
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._script:
+            raise StopAsyncIteration
+        item = self._script.pop(0)
+        if item is None:
+            await asyncio.Event().wait()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeCluster(RayCluster):
+    """A cluster told what to do: each call of chat takes the next script, the last one for ever."""
+
+    def __init__(self, *scripts: list[Any]) -> None:
+        self._scripts = list(scripts)
+        self.streams: list[FakeStream] = []
+        self.sessions: list[str] = []
+        self.ensured: list[tuple[str, str]] = []
+        self.unready: list[Exception] = []  # raised by ensure_serving, one after the other
+        self.chat = self
+
+    async def ensure_serving(self, base_model: str, base_precision: str) -> None:
+        self.ensured.append((base_model, base_precision))
+        if self.unready:
+            raise self.unready.pop(0)
+
+    async def handle(self, base_model: str, base_precision: str) -> Any:
+        return self
+
+    async def default_precision(self) -> str:
+        return "bf16"
+
+    def options(self, *, stream: bool, session_id: str) -> Any:
+        assert stream
+        self.sessions.append(session_id)
+        return self
+
+    def remote(self, request: dict[str, Any], adapter_id: str | None) -> FakeStream:
+        script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+        self.streams.append(FakeStream(script))
+        return self.streams[-1]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_gateway, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(ray_gateway, "LONGEST_DELAY_S", 0.002)
+
+
+def gateway(cluster: FakeCluster, **settings: Any) -> RayInferenceGateway:
+    return RayInferenceGateway(Settings(data_dir=Path("unused"), **settings), cluster)
+
+
+async def ask(cluster: FakeCluster, precision: str | None = "fp32", adapter_id: str | None = "job-final") -> list[Any]:
+    return [item async for item in gateway(cluster).chat("base", precision, {}, adapter_id)]
+
+
+async def test_items_come_as_the_replica_gives_them() -> None:
+    cluster = FakeCluster([START, DELTA, DELTA, END])
+    assert await ask(cluster) == [START, DELTA, DELTA, END]
+    assert cluster.ensured == [("base", "fp32")] and not cluster.streams[0].cancelled
+
+
+async def test_application_is_asked_for_once() -> None:
+    cluster = FakeCluster([START, END])
+    inference = gateway(cluster)
+    for _ in range(3):
+        assert [item async for item in inference.chat("base", "fp32", {}, None)] == [START, END]
+    assert len(cluster.ensured) == 1
+
+
+async def test_requests_for_an_adapter_stay_together_and_those_for_the_base_do_not() -> None:
+    cluster = FakeCluster([START, END])
+    for adapter_id in ("job-step-1", "job-step-1", None, None):
+        await ask(cluster, adapter_id=adapter_id)
+    assert cluster.sessions[:2] == ["job-step-1"] * 2
+    assert len(set(cluster.sessions)) == 3 and all(cluster.sessions)
+
+
+async def test_precision_is_that_of_the_request_then_of_the_settings_then_of_the_cluster() -> None:
+    for precision, settings, expected in (
+        ("nf4", {"default_precision": "fp32"}, "nf4"),
+        (None, {"default_precision": "fp16"}, "fp16"),
+        (None, {}, "bf16"),
+    ):
+        cluster = FakeCluster([START, END])
+        assert [item async for item in gateway(cluster, **settings).chat("base", precision, {}, None)]
+        assert cluster.ensured == [("base", expected)]
+
+
+@pytest.mark.parametrize(
+    "lost", [DIED, ActorUnavailableError("away", None), DeploymentUnavailableError("x"), asyncio.CancelledError()]
+)
+async def test_replica_lost_before_the_first_item_is_gone_round(lost: BaseException) -> None:
+    cluster = FakeCluster([lost], [lost], [START, END])
+    assert await ask(cluster) == [START, END]
+    assert [stream.cancelled for stream in cluster.streams] == [True, True, False]
+    assert len(cluster.ensured) == 3, "after a loss the application is asked for again"
+
+
+async def test_application_that_is_starting_is_waited_for() -> None:
+    cluster = FakeCluster([START, END])
+    cluster.unready = [ServiceUnavailableError("The controller is starting")] * 3
+    assert await ask(cluster) == [START, END]
+
+
+async def test_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_gateway, "GIVE_UP_S", 0.05)
+    assert ray_gateway.LONGEST_DELAY_S < 0.05
+    with pytest.raises(ServiceUnavailableError, match="replica could not be reached") as raised:
+        await ask(FakeCluster([DIED]))
+    assert raised.value.retry_after
+    cluster = FakeCluster([START])
+    cluster.unready = [ServiceUnavailableError("No room for the model")] * 10_000
+    with pytest.raises(ServiceUnavailableError, match="No room for the model"):
+        await ask(cluster)
+
+
+@pytest.mark.parametrize("error", [NotFoundError("No adapter"), InvalidRequestError("Too long", param="messages")])
+async def test_error_of_the_replica_is_raised_as_itself_and_not_tried_again(error: ArkorError) -> None:
+    cluster = FakeCluster([raised_remotely(error)])
+    with pytest.raises(type(error)) as raised:
+        await ask(cluster)
+    assert type(raised.value) is type(error) and raised.value.to_wire() == error.to_wire()
+    assert len(cluster.streams) == 1
+
+
+@pytest.mark.parametrize("script", [[raised_remotely(ValueError("secret"))], [START, raised_remotely(ValueError("x"))]])
+async def test_bug_of_the_replica_is_an_internal_error_without_its_words(script: list[Any]) -> None:
+    cluster = FakeCluster(script)
+    with pytest.raises(InternalError) as raised:
+        await ask(cluster)
+    assert "secret" not in raised.value.message and len(cluster.streams) == 1
+
+
+@pytest.mark.parametrize("lost", [DIED, asyncio.CancelledError()])
+async def test_replica_lost_in_the_middle_is_told_and_not_repeated(lost: BaseException) -> None:
+    cluster = FakeCluster([START, DELTA, lost])
+    seen = []
+    with pytest.raises(ServiceUnavailableError, match="lost while it answered"):
+        async for item in gateway(cluster).chat("base", "fp32", {}, None):
+            seen.append(item)
+    assert seen == [START, DELTA] and len(cluster.streams) == 1
+
+
+async def test_closing_the_answer_cancels_the_request() -> None:
+    cluster = FakeCluster([START, None])
+    answer = gateway(cluster).chat("base", "fp32", {}, None)
+    await anext(answer)
+    await answer.aclose()
+    assert cluster.streams[0].cancelled
+
+
+@pytest.mark.parametrize("script", [[None], [START, None]])
+async def test_our_own_cancellation_cancels_the_request_and_is_not_taken_for_a_loss(script: list[Any]) -> None:
+    cluster = FakeCluster(script)
+    task = asyncio.create_task(ask(cluster))
+    while not cluster.streams:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cluster.streams[0].cancelled and len(cluster.streams) == 1
+
+
+async def test_request_that_waits_for_a_removed_application_has_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_gateway, "SLOW_S", 0.01)
+    cluster = FakeCluster([None])
+    task = asyncio.create_task(ask(cluster))
+    while len(cluster.ensured) < 2:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.wait({task})
