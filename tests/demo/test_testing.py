@@ -28,8 +28,7 @@ def test_every_family_loads_answers_and_takes_lora_on_all_linears(family, tmp_pa
     folder = make_tiny_model(tmp_path / "model", family=family, layers=1)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer) == 512
-    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert len(answer_of(model, tokenizer)) > 0
+    assert len(set(answer_of(model, tokenizer))) > 2  # not one token over and over
     inputs = torch.tensor([[5, 300, 17]])
     with torch.no_grad():
         base = model(input_ids=inputs).logits
