@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import time
@@ -36,6 +37,7 @@ ROWS = 480
 SCORED = 6  # tickets asked at each checkpoint, together; the first is shown
 MAX_TOKENS = 160
 CHECKPOINTS = 4
+LINE = 200  # characters of an answer that are shown
 _LABELS = {"valid_json": "JSON", "next_action": "next action"}
 
 
@@ -116,23 +118,19 @@ class Examiner:
         return self._examples[0]
 
     def examine(self, checkpoint: CheckpointContext) -> None:
+        shown = []
         if self._base is None:
-            self._base = self._ask(
-                lambda messages, **options: self._client.chat(messages, base_model=self._model, **options)
-            )
+            self._base = self._ask(functools.partial(self._client.chat, base_model=self._model))
+            shown = [("ticket", self.example.ticket), ("wanted", self.example.messages[-1]["content"])]
         answers = self._ask(checkpoint.infer)
-        name = f"step {checkpoint.step}"
-        wanted = self.example.messages[-1]["content"]
-        shown = [
-            ("ticket", self.example.ticket),
-            ("wanted", wanted),
+        shown += [
             ("base model", self._base.texts[0]),
-            (name, answers.texts[0]),
-            ("right", f"{answers.summary()}   (base model: {self._base.summary()})"),
+            (f"step {checkpoint.step}", answers.texts[0]),
+            ("right", f"{answers.summary()}; the base model: {self._base.summary()}"),
         ]
         self._story.tell(f"checkpoint at step {checkpoint.step} answers a ticket it has never seen:")
         for label, text in shown:
-            self._story.tell(f"  {label:>10}  {' '.join(text.split())}")
+            self._story.tell(f"  {label:>10}  {_in_one_line(text)}")
 
     def _ask(self, infer: Any) -> Answers:
         def ask(example: TriageExample) -> str:
@@ -142,6 +140,11 @@ class Examiner:
             texts = list(threads.map(ask, self._examples))
         pairs = zip(texts, self._examples, strict=True)
         return Answers(texts, [score_answer(text, example.answer) for text, example in pairs])
+
+
+def _in_one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= LINE else f"{flat[:LINE]}…"
 
 
 def _fine_tune(story: Story, client: Client, request: JobRequest, data_dir: Path) -> None:
