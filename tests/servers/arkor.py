@@ -64,7 +64,14 @@ class RunningService:
     def start(self) -> None:
         """Starts it and returns when it says that it is ready."""
         aliases = [f"--alias={name}={path}" for name, path in self._models.items()]
-        command = [sys.executable, "-m", "arkor_ray.cli.main", "up", f"--port={self.port}", f"--data-dir={self.data_dir}"]
+        command = [
+            sys.executable,
+            "-m",
+            "arkor_ray.cli.main",
+            "up",
+            f"--port={self.port}",
+            f"--data-dir={self.data_dir}",
+        ]
         with self._log.open("ab") as log:
             start = log.tell()
             self._process = subprocess.Popen(
@@ -150,6 +157,11 @@ class Follower:
         self._client, self._job_id = client, job_id
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the stream goes on."""
+        return self._thread.is_alive()
 
     def wait_for(self, what: Callable[[Event], bool], timeout_s: float = 240) -> Event:
         """The first event for which `what` holds, waiting for it if need be."""
