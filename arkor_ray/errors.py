@@ -156,7 +156,7 @@ def from_wire(status: int, body: Any, *, fallback: str = "") -> ArkorError:
             fields = {"param": error["param"]} if error.get("param") else {}
         else:
             code, message = body.get("code"), error
-            fields = {k: v for k, v in body.items() if k not in ("error", "code") and isinstance(k, str)}
+            fields = {k: v for k, v in body.items() if k not in ("error", "code", "message", "status")}
     message = str(message or fallback or f"HTTP {status}")
     if isinstance(code, str) and message.startswith(f"{code}: "):
         message = message[len(code) + 2 :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -26,13 +27,12 @@ def start(settings: Settings) -> None:
 
     from arkor_ray.api.serve_app import build_api
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is not this command's output
     db = Database(settings.database_url)
     db.migrate()
     db.close()
     controller = ensure_controller()
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=settings.host, port=settings.port)
-    )
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=settings.host, port=settings.port))
     serve.run(build_api(settings), name=APPLICATION, route_prefix="/")
     wait_until_ready(settings.api_url, controller)
 

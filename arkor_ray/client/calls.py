@@ -209,8 +209,6 @@ def error_of(response: httpx.Response) -> ArkorError:
         checks = body.get("checks")
         if isinstance(checks, dict):  # what `/readyz` says while it is not ready
             fallback = "Not ready: " + ", ".join(f"{part}: {state}" for part, state in checks.items())
-        # Names that the exception's constructor has already.
-        body = {key: value for key, value in body.items() if key not in ("message", "status")}
     return from_wire(response.status_code, body, fallback=fallback)
 
 
