@@ -84,8 +84,9 @@ class RayInferenceGateway:
                 try:
                     return await self._first_item(handle, base_model, precision, request, adapter_id)
                 except (Exception, asyncio.CancelledError) as error:
-                    # Whatever it was, the next request looks anew: this one may have waited for an application that is gone.
-                    self._handles.pop((base_model, precision), None)
+                    if arkor_cause(error) is None:
+                        # Nobody answered: the application may be gone, so the next request looks anew.
+                        self._handles.pop((base_model, precision), None)
                     if _cancelled_by_us(error) or not self._may_retry(error):
                         raise self._plain(error, "could not begin to answer") from error
                     lost = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ async def test_application_is_asked_for_once() -> None:
     for _ in range(3):
         assert [item async for item in inference.chat("base", "fp32", {}, None)] == [START, END]
     assert len(cluster.ensured) == 1
+
+
+@pytest.mark.parametrize("error", [raised_remotely(NotFoundError("No adapter")), DIED])
+async def test_application_is_asked_for_again_only_after_nobody_answered(error: Exception) -> None:
+    cluster = FakeCluster([START, error], [error], [START, END])
+    inference = gateway(cluster)
+    for _ in range(3):
+        with contextlib.suppress(ArkorError):
+            assert [item async for item in inference.chat("base", "fp32", {}, None)] == [START, END]
+    assert len(cluster.ensured) == (2 if error is DIED else 1)
 
 
 async def test_requests_for_an_adapter_stay_together_and_those_for_the_base_do_not() -> None:
