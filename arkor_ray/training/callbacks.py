@@ -17,7 +17,7 @@ from arkor_ray.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 STOP_POLL_SECONDS = 0.5
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 512  # a checkpoint's call takes as long as serving needs to load it; logs must not wait behind them
 
 
 class EventSink(Protocol):
@@ -44,6 +44,9 @@ class EventSink(Protocol):
     def flush(self, timeout: float) -> None:
         """Returns when all that was told so far is durable; raises TrainingError when that takes longer than `timeout` s."""
 
+    def close(self) -> None:
+        """Nothing more will be told. Does not wait: what is not flushed may be lost with the process."""
+
 
 class NullEventSink:
     """For ranks other than 0, and for a bare run."""
@@ -54,6 +57,7 @@ class NullEventSink:
     def stage(self, adapter_id: str, data: bytes) -> None: ...
     def checkpoint(self, manifest: dict[str, Any]) -> None: ...
     def flush(self, timeout: float) -> None: ...
+    def close(self) -> None: ...
 
     def should_stop(self) -> bool:
         return False
@@ -138,7 +142,6 @@ class RayEventSink:
                 raise TrainingError(f"The job's recorder refused an event: {self._error}") from self._error
 
     def close(self) -> None:
-        """Ends the threads; what was not flushed may be lost."""
         self._closed.set()
         self._queue.put(None)
 

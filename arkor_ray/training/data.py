@@ -61,7 +61,8 @@ def tokenize_rows(
 ) -> PreparedData:
     """Loss on responses only is the default for every format but text, where all tokens are supervised.
 
-    Rows that cannot be used are left out, counted, and reported with their number (from 1) and the reason.
+    Rows that cannot be used are left out, counted, and reported with their number (from 1) and the reason. Raises
+    DatasetError when none is left, with the report as its field `preflight`.
     """
     limit = DRY_RUN_ROWS if config.dry_run else None
     train_rows, eval_rows = split_rows(list(enumerate(rows[:limit], start=1)), own_evaluation_rows, config)
@@ -69,16 +70,10 @@ def tokenize_rows(
     encoder = ExampleEncoder(
         tokenizer, responses_only=config.train_on_responses_only is not False, max_length=max_length
     )
-    train = _Tokenizing(config, encoder)
+    train, evaluation = _Tokenizing(config, encoder), _Tokenizing(config, encoder)
     train.add_all(train_rows)
-    if not train.samples:
-        raise DatasetError(_nothing_left(train))
-    evaluation = _Tokenizing(config, encoder)
-    if eval_rows:
-        evaluation.add_all(eval_rows)
-        if not evaluation.samples:
-            raise DatasetError("Evaluation rows: " + _nothing_left(evaluation))
-    preflight = {
+    evaluation.add_all(eval_rows)
+    preflight: dict[str, Any] = {
         "format": train.format_name,
         "rows": train.rows + evaluation.rows,
         "rejected_rows": len(train.rejected) + len(evaluation.rejected),
@@ -88,8 +83,12 @@ def tokenize_rows(
         "train_on_responses_only": train.format_name != "text" and config.train_on_responses_only is not False,
         "template_sha256": template_sha256(tokenizer),
         "max_length": max_length,
-        **_length_report(train.samples, max_length),
     }
+    if not train.samples:
+        raise DatasetError(_nothing_left(train), preflight=preflight)
+    if eval_rows and not evaluation.samples:
+        raise DatasetError("Evaluation rows: " + _nothing_left(evaluation), preflight=preflight)
+    preflight |= _length_report(train.samples, max_length)
     return PreparedData(train.dataset(), evaluation.dataset() if evaluation.samples else None, preflight)
 
 

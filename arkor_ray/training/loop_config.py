@@ -24,15 +24,13 @@ class StoragePatience:
 class LoopConfig:
     """What a worker needs. `train` and `evaluation` are TokenizedDatasets, or under Ray Train references to them.
 
-    `make_sink` makes the sink on rank 0; the others report nothing. `preflight` is told to it once training starts.
-    `store` is for tests: absent, it is opened from the spec.
+    `make_sink` makes the sink on rank 0; the others report nothing. `store` is for tests: absent, the spec says it.
     """
 
     spec: JobSpec
     train: Any
     evaluation: Any = None
     make_sink: Callable[[], EventSink] = NullEventSink
-    preflight: dict[str, Any] | None = None
     patience: StoragePatience = field(default_factory=StoragePatience)
     store: ObjectStore | None = None
 

@@ -13,6 +13,11 @@ import logging
 import os
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arkor_ray.settings import Settings
+    from arkor_ray.training.job_spec import JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +33,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(job_id: str, attempt: int) -> int:
+    """Reads the job from the database and runs it; what is wrong with the job itself becomes its last word."""
     import ray
 
     from arkor_ray.db import jobs
     from arkor_ray.db.session import Database
     from arkor_ray.db.tables import JobRow
-    from arkor_ray.schemas.job import JobConfig, JobStatus
+    from arkor_ray.errors import InvalidRequestError
+    from arkor_ray.schemas.job import JobStatus
     from arkor_ray.settings import Settings
-    from arkor_ray.training.job_spec import DatasetPolicy, JobSpec
 
     settings = Settings.load()
     db = Database(settings.database_url)
@@ -44,15 +50,38 @@ def run(job_id: str, attempt: int) -> int:
         if row is None or row.attempt != attempt or JobStatus(row.status).is_terminal:
             logger.info("Job %s needs no attempt %d any more", job_id, attempt)
             return 0
-        config, token = JobConfig.parse(row.config), row.dataset_token
-    if token and config.dataset_source.type == "blob":
-        config = config.model_copy(update={"dataset_source": config.dataset_source.model_copy(update={"token": token})})
+        wire_config, token = row.config, row.dataset_token
+
     from arkor_ray.training.recorder import NAMESPACE, start_recorder
     from arkor_ray.training.trainer import run_job
 
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=True)
     recorder = start_recorder(job_id, attempt)
-    spec = JobSpec(
+    try:
+        spec = make_spec(job_id, attempt, wire_config, token, settings)
+    except InvalidRequestError as error:  # what was accepted no longer holds, such as a model that left the catalogue
+        ray.get(recorder.failed.remote(error.message, None))
+        return 0
+
+    def forget_token() -> None:
+        with db.write() as session:
+            jobs.drop_dataset_token(session, job_id)
+
+    run_job(spec, recorder, on_data_stored=forget_token)
+    return 0
+
+
+def make_spec(
+    job_id: str, attempt: int, wire_config: dict[str, Any], dataset_token: str | None, settings: Settings
+) -> JobSpec:
+    """The job as the train loop wants it. Raises InvalidRequestError (ModelError for the catalogue)."""
+    from arkor_ray.schemas.job import JobConfig
+    from arkor_ray.training.job_spec import DatasetPolicy, JobSpec
+
+    config = JobConfig.parse(wire_config)
+    if dataset_token is not None and config.dataset_source.type == "blob":
+        config.dataset_source = config.dataset_source.model_copy(update={"token": dataset_token})
+    return JobSpec(
         job_id=job_id,
         attempt=attempt,
         config=config,
@@ -67,13 +96,6 @@ def run(job_id: str, attempt: int) -> int:
         ),
         scratch_dir=settings.data_dir / "scratch",
     )
-
-    def forget_token() -> None:
-        with db.write() as session:
-            jobs.drop_dataset_token(session, job_id)
-
-    run_job(spec, recorder, on_data_stored=forget_token)
-    return 0
 
 
 def _end_gracefully(signum: int, frame: FrameType | None) -> None:

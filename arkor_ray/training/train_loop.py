@@ -32,7 +32,6 @@ from arkor_ray.training.workers import join_workers
 
 NON_FINITE_STEPS = 3
 FLUSH_SECONDS = 600.0  # a recorder waits for serving before it acknowledges a checkpoint
-ANNOUNCED_AGAIN = 3
 
 
 def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
@@ -60,8 +59,6 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     del resume
     run = Run(config, learner, tokenizer, identity, store, sink, progress)
     sink.started({**learner.metadata(), **due.metadata(), "model": job.model, "train_samples": len(train)})
-    if config.preflight is not None:
-        sink.notice("dataset.preflight", config.preflight)
     run.announce_committed()
 
     stopped = False
@@ -160,9 +157,9 @@ class Run:
         return self._writer is not None and self._writer.failed
 
     def announce_committed(self) -> None:
-        """Checkpoints whose manifest was committed but perhaps never told, because the last attempt died in between."""
+        """Checkpoints whose manifest was committed but perhaps never announced, because the last attempt died in between."""
         if self._writer is not None and self._progress.step:
-            for manifest in committed_manifests(self._store, self._job_id)[-ANNOUNCED_AGAIN:]:
+            for manifest in committed_manifests(self._store, self._job_id):
                 self._sink.checkpoint(manifest.model_dump(mode="json"))
 
     def count(self, step: int, result: StepResult) -> None:
@@ -225,6 +222,7 @@ class Run:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.abandon()
+        self._sink.close()
 
     def _submit(self, state: Any, data: TokenizedDataset, *, final: bool) -> None:
         probe = self._learner.probe(data)

@@ -40,9 +40,12 @@ def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = l
     try:
         data = _prepare(spec)
         on_data_stored()
+        recorder.notice.remote("dataset.preflight", data.preflight)
         result = fit(spec, data, recorder)
     except FINAL_ERRORS as error:
         logger.error("The job has failed: %s", error.message)
+        if "preflight" in error.fields:
+            recorder.notice.remote("dataset.preflight", error.fields["preflight"])
         ray.get(recorder.failed.remote(error.message, error.fields.get("step")))
         return
     if result.stopped:
@@ -66,7 +69,6 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
         train=ray.put(data.train),
         evaluation=ray.put(data.evaluation) if data.evaluation is not None else None,
         make_sink=_SinkOf(recorder),
-        preflight=data.preflight,
     )
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
     workdir = spec.scratch_dir / f"ray-train-{spec.job_id}-{spec.attempt}"

@@ -115,14 +115,15 @@ def test_a_base_model_without_weights_fails_at_once(cluster, base, tmp_path) -> 
     broken = make_base_model(tmp_path / "broken")
     (broken / "model.safetensors").unlink()
     calls = run(make_spec(tmp_path / "job", broken), ListRecorder.remote())
-    assert [c[0] for c in calls] == ["failed"]
-    assert "weights of base model" in calls[0][1]
+    assert [c[0] for c in calls] == ["notice", "failed"]
+    assert "weights of base model" in calls[-1][1]
 
 
 def test_unusable_data_fails_before_any_worker_starts(cluster, base, tmp_path) -> None:
     calls = run(make_spec(tmp_path, base, datasetFormat="alpaca"), ListRecorder.remote())
-    assert [c[0] for c in calls] == ["failed"]
-    assert "None of the data set's 21 rows can be used: row 1 'instruction' is missing" in calls[0][1]
+    assert calls[0][:2] == ("notice", "dataset.preflight") and calls[0][2]["rejected_rows"] == 21
+    assert [c[0] for c in calls] == ["notice", "failed"]
+    assert "None of the data set's 21 rows can be used: row 1 'instruction' is missing" in calls[-1][1]
 
 
 def test_a_cancelled_job_stops_between_steps_with_a_checkpoint(cluster, base, tmp_path) -> None:

@@ -99,7 +99,9 @@ def test_an_opening_assistant_turn_is_context() -> None:
 
 def test_everything_when_not_responses_only() -> None:
     text = supervised_text(CHATML, ONE, responses_only=False)
-    assert text == "[\nw1 w2<|end|>\n<|assistant|>\nw3<|end|>\n]"  # the first token has nothing before it to be predicted from
+    assert (
+        text == "[\nw1 w2<|end|>\n<|assistant|>\nw3<|end|>\n]"
+    )  # the first token has nothing before it to be predicted from
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,212 @@
+"""The writer's promises, with a store that fails on purpose. No training: the snapshots are made up."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from arkor_ray.errors import ObjectExistsError, StorageError, TrainingError
+from arkor_ray.schemas.checkpoint import CheckpointManifest
+from arkor_ray.storage.local import LocalStore
+from arkor_ray.storage.retry import RetryPolicy
+from arkor_ray.training.adapter_export import AdapterExport
+from arkor_ray.training.callbacks import ListEventSink
+from arkor_ray.training.checkpoint import CheckpointContext, CheckpointWriter, Snapshot
+from arkor_ray.training.loop_config import StoragePatience
+from arkor_ray.training.model import add_lora, load_base_model
+from arkor_ray.training.portable_state import WEIGHTS, PortableState
+from arkor_ray.training.resume_state import (
+    Identity,
+    Progress,
+    committed_manifests,
+    load_resume_state,
+    newest_resumable_step,
+)
+from tests.training.tiny import make_spec
+
+IDENTITY = Identity(global_batch=8, samples=21, seed=42, optim="adamw_torch")
+QUICK = StoragePatience(RetryPolicy(budget_seconds=1.0, first_delay_seconds=0.01), consecutive_failures=2)
+
+
+@pytest.fixture(scope="module")
+def export(base_model, tokenizer, tmp_path_factory) -> AdapterExport:
+    config = make_spec(tmp_path_factory.mktemp("spec"), base_model).config
+    model = add_lora(load_base_model(str(base_model), config, "fp32", torch.device("cpu")), config, str(base_model))
+    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    made = AdapterExport(model, shapes, tokenizer, torch.float32)
+    made.shapes = shapes  # for the snapshots below
+    return made
+
+
+class WatchedStore(LocalStore):
+    """Notes every write in order; `fail` may raise before one."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.written: list[str] = []
+        self.fail = lambda key: None
+        self._lock = threading.Lock()
+
+    def put(self, key, data, *, if_absent=False) -> None:
+        self._note(key)
+        super().put(key, data, if_absent=if_absent)
+
+    def put_file(self, key, path) -> None:
+        self._note(key)
+        super().put_file(key, path)
+
+    def _note(self, key: str) -> None:
+        with self._lock:
+            self.fail(key)
+            self.written.append(key)
+
+
+@pytest.fixture
+def store(tmp_path) -> WatchedStore:
+    return WatchedStore(tmp_path / "store")
+
+
+@pytest.fixture
+def sink() -> ListEventSink:
+    return ListEventSink()
+
+
+@pytest.fixture
+def writer(export, store, sink, tmp_path) -> CheckpointWriter:
+    context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, tmp_path / "spool")
+    return CheckpointWriter(context, export, store, sink, QUICK)
+
+
+def snapshot(export: AdapterExport, step: int, value: float = 1.0, final: bool = False) -> Snapshot:
+    kinds = (WEIGHTS, "exp_avg", "exp_avg_sq")
+    tensors = {kind: {name: torch.full(shape, value) for name, shape in export.shapes.items()} for kind in kinds}
+    state = PortableState(tensors, optimizer_steps=step)
+    return Snapshot(state, Progress(step=step), {"final_loss": 1.5}, None, final)
+
+
+def test_the_manifest_comes_last_and_a_resume_index_after_its_tensors(writer, export, store) -> None:
+    writer.submit(snapshot(export, 3))
+    writer.finish()
+    written = store.written
+    assert written[-1] == "adapters/job-1-step-3/manifest.json"
+    assert written[-2] == "resume/job-1/step-00000003/state.json"
+    assert "resume/job-1/step-00000003/state.safetensors" in written[:-2]
+
+
+def test_what_is_loaded_is_what_was_saved(writer, export, store) -> None:
+    writer.submit(snapshot(export, 3, value=0.25))
+    writer.finish()
+    assert newest_resumable_step(store, "job-1") == 3
+    state, progress = load_resume_state(store, "job-1", 3, IDENTITY)
+    assert progress == Progress(step=3) and state.optimizer_steps == 3
+    assert all(torch.equal(t, torch.full_like(t, 0.25)) for kind in state.tensors.values() for t in kind.values())
+
+
+def test_files_that_arrived_are_not_sent_again(writer, export, store, sink) -> None:
+    failures = iter([StorageError("503")] * 2)
+
+    def fail(key: str) -> None:
+        if key.endswith("adapter_model.safetensors") and (error := next(failures, None)):
+            raise error
+
+    store.fail = fail
+    writer.submit(snapshot(export, 1))
+    writer.finish()
+    assert sorted(store.written) == sorted(set(store.written))
+    assert [call[1] for call in sink.calls] == ["job-1-step-1", "checkpoint.delayed", sink.calls[-1][1]]
+
+
+def test_a_fault_of_one_checkpoint_leaves_the_next_alone(writer, export, store, sink) -> None:
+    def fail(key: str) -> None:
+        if "step-1/" in key:
+            raise StorageError("503")
+
+    store.fail = fail
+    for step in (1, 2, 3):
+        writer.submit(snapshot(export, step))
+    writer.finish()
+    assert [m["step"] for m in sink.of("checkpoint")] == [2, 3]
+    assert [c[2]["step"] for c in sink.calls if c[:2] == ("notice", "checkpoint.failed")] == [1]
+
+
+def test_a_committed_adapter_is_never_written_again(writer, export, store, sink) -> None:
+    writer.submit(snapshot(export, 2))
+    writer.submit(snapshot(export, 2, value=9.0))
+    writer.finish()
+    assert [key for key in store.written if key.endswith("manifest.json")] == ["adapters/job-1-step-2/manifest.json"]
+    first, second = sink.of("checkpoint")
+    assert first == second
+
+
+def test_losing_the_race_for_the_manifest_counts_as_committed(writer, export, store, sink) -> None:
+    winner: list[CheckpointManifest] = []
+
+    def fail(key: str) -> None:
+        if key.endswith("manifest.json") and not winner:
+            here = CheckpointManifest(
+                adapter_id="job-1-step-2", job_id="job-1", step=2, base_model="/base", base_precision="fp32", r=4,
+                lora_alpha=8, target_modules=[], files=[], created_at="2026-01-01T00:00:00Z",
+            )  # fmt: skip
+            winner.append(here)
+            LocalStore.put(store, key, here.to_bytes())
+            raise ObjectExistsError("taken")
+
+    store.fail = fail
+    writer.submit(snapshot(export, 2))
+    writer.finish()
+    assert sink.of("checkpoint") == [winner[0].model_dump(mode="json")]
+
+
+def test_a_snapshot_that_fails_the_gate_ends_the_run(writer, export, store, sink) -> None:
+    writer.submit(snapshot(export, 2, value=float("nan")))
+    with pytest.raises(TrainingError, match=r"step 2 has values .* not finite"):
+        writer.finish()
+    assert store.written == [] and sink.calls == []
+
+
+def test_submit_raises_once_the_writer_has_given_up(writer, export, store) -> None:
+    def fail(key: str) -> None:
+        raise StorageError("503")
+
+    store.fail = fail
+    with pytest.raises(TrainingError, match="2 checkpoints in a row could not be stored, the last one of step 2: 503"):
+        for step in range(1, 10):
+            writer.submit(snapshot(export, step))
+
+
+def test_a_final_adapter_that_cannot_be_stored_is_a_failure(writer, export, store) -> None:
+    def fail(key: str) -> None:
+        if "final" in key:
+            raise StorageError("503")
+
+    store.fail = fail
+    writer.submit(snapshot(export, 5, final=True))
+    with pytest.raises(TrainingError, match="could not be stored"):
+        writer.finish()
+
+
+def test_the_final_adapter_has_no_resume_state(writer, export, store) -> None:
+    writer.submit(snapshot(export, 5, final=True))
+    manifest = writer.finish()
+    assert manifest.final and manifest.resume_prefix is None
+    assert not any(key.startswith("resume/") for key in store.written)
+    assert committed_manifests(store, "job-1") == []
+
+
+def test_a_damaged_newest_resume_state_gives_way_to_the_one_before(writer, export, store) -> None:
+    for step in (1, 2):
+        writer.submit(snapshot(export, step))
+    writer.finish()
+    LocalStore.put(store, "resume/job-1/step-00000002/state.safetensors", b"half")
+    assert newest_resumable_step(store, "job-1") == 1
+
+
+def test_a_state_of_another_run_is_refused(writer, export, store) -> None:
+    writer.submit(snapshot(export, 1))
+    writer.finish()
+    other = Identity(global_batch=16, samples=21, seed=42, optim="adamw_torch")
+    with pytest.raises(StorageError, match="global_batch differ"):
+        load_resume_state(store, "job-1", 1, other)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from arkor_ray.errors import ModelError, ServiceUnavailableError
+from arkor_ray.schemas.job import JobConfig
+from arkor_ray.training.model import (
+    add_lora,
+    context_length,
+    load_base_model,
+    load_config,
+    load_tokenizer,
+    target_modules,
+    target_names,
+)
+from tests.training.tiny import make_spec
+
+PROJECTIONS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+CPU = torch.device("cpu")
+
+
+def adapted(model) -> set[str]:
+    """Full names of the layers that PEFT puts LoRA on for our targets."""
+    peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=target_modules(model)))
+    return set(peft_model.targeted_module_names)
+
+
+def test_llama_gets_its_projections_by_name(base_model, tmp_path) -> None:
+    config: JobConfig = make_spec(tmp_path, base_model).config
+    model = load_base_model(str(base_model), config, "fp32", CPU)
+    assert target_modules(model) == PROJECTIONS
+    assert target_names(add_lora(model, config, str(base_model))) == PROJECTIONS
+
+
+def test_gpt2s_conv1d_layers_are_linear_too() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20))
+    assert target_modules(model) == ["c_attn", "c_fc", "c_proj"]
+
+
+def test_router_of_a_mixture_of_experts_is_left_alone() -> None:
+    with torch.device("meta"):
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(num_hidden_layers=1, head_dim=8, num_experts=2, vocab_size=20))
+    assert not any(name.endswith(".gate") for name in adapted(model))
+
+
+def test_gemma_4_gets_its_text_layers_and_nothing_of_its_towers() -> None:
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+    from transformers.models.gemma4.configuration_gemma4 import Gemma4AudioConfig, Gemma4VisionConfig
+
+    config = Gemma4Config(vision_config=Gemma4VisionConfig(), audio_config=Gemma4AudioConfig())
+    for part in (config.text_config, config.vision_config, config.audio_config):
+        part.num_hidden_layers = 2
+    config.text_config.layer_types = config.text_config.layer_types[:2]
+    config.text_config.num_kv_shared_layers = 0
+    with torch.device("meta"):
+        names = adapted(Gemma4ForConditionalGeneration(config))
+    assert {name.rsplit(".", 1)[-1] for name in names} == set(PROJECTIONS)
+    assert all("language_model.layers." in name for name in names)
+    assert len(names) == 14
+
+
+def test_lora_starts_the_same_every_time(base_model, tmp_path) -> None:
+    config = make_spec(tmp_path, base_model).config
+
+    def start() -> dict[str, torch.Tensor]:
+        torch.rand(3)  # whatever happened before
+        model = add_lora(load_base_model(str(base_model), config, "fp32", CPU), config, str(base_model))
+        return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    first, second = start(), start()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_context_length(base_model) -> None:
+    assert context_length(load_config(str(base_model))) == 128
+
+
+def test_a_missing_model_is_the_users_error(tmp_path) -> None:
+    with pytest.raises(ModelError, match="tokenizer of base model"):
+        load_tokenizer(str(tmp_path / "nothing"))
+
+
+def test_a_hub_out_of_reach_is_not_the_users_error(monkeypatch) -> None:
+    import transformers
+
+    def unreachable(*args, **kwargs):
+        raise OSError("We couldn't connect") from ConnectionError("no route")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(ServiceUnavailableError, match="cannot be reached"):
+        load_tokenizer("someone/model")
