@@ -14,6 +14,7 @@ from arkor_ray.api.app import create_app
 from arkor_ray.api.error_handlers import DATABASE_AWAY
 from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
 from arkor_ray.db.session import Database
+from arkor_ray.jobs.controller import ensure_controller
 from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,15 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         graceful_shutdown_wait_loop_s=0.5,
     )
     return deployment(serve.ingress(build)(Api)).bind()
+
+
+def application(args: dict[str, str]) -> serve.Application:
+    """For `serve deploy`, whose config names this function: settings come from ARKOR_RAY_* of the environment.
+
+    `args`: "num_replicas", 1 if absent. Also makes sure that the controller runs, which `arkor-ray up` does by itself.
+    """
+    ensure_controller()
+    return build_api(Settings.load(), num_replicas=int(args.get("num_replicas", "1")))
 
 
 class Api:
