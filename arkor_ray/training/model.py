@@ -86,6 +86,8 @@ def load_base_model(source: str, config: JobConfig, precision: Precision, device
         options["device_map"] = {"": str(device)}
     with _loading(source, "weights"):
         model = AutoModelForCausalLM.from_pretrained(source, **options)
+    if config.load_in_4bit:
+        _keep_4bit_layers_trainable(model)
     model.config.use_cache = False
     model.requires_grad_(False)
     return model
@@ -145,6 +147,16 @@ def target_modules(model: PreTrainedModel) -> list[str] | str:
 def target_names(peft_model: PeftModel) -> list[str]:
     """Names of the adapted layers without their path, sorted."""
     return sorted({name.rsplit(".", 1)[-1] for name in peft_model.targeted_module_names})
+
+
+def _keep_4bit_layers_trainable(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes repacks a layer's weights at its first forward pass in eval mode, for a kernel that knows no
+    gradient, and stays with it: training after an evaluation would silently lose all gradients that pass through the
+    layer.""" from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:

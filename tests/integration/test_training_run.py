@@ -204,8 +204,11 @@ def test_storage_that_stays_away_ends_the_job_and_keeps_the_adapters(base, tmp_p
 
 
 def test_qlora_on_two_workers(base, tmp_path) -> None:
-    config = {"loadIn4bit": True, "numWorkers": 2, "maxSteps": 6, "saveSteps": 6, "learningRate": 1e-2}
-    specs = [make_spec(tmp_path / f"z{z}", base, f"z{z}", zeroStage=z, **config) for z in (0, 2)]
+    config = {"loadIn4bit": True, "numWorkers": 2, "maxSteps": 6, "learningRate": 1e-2}
+    # Checkpoints and evaluations run the model in eval mode, which must not change what training does.
+    jobs = {"z0": {"zeroStage": 0, "saveSteps": 1, "evalSteps": 2}, "z2": {"zeroStage": 2, "saveSteps": 6}}
+    jobs["z2"]["datasetSplit"] = {"enabled": True}  # the same rows, looked at only in the end
+    specs = [make_spec(tmp_path / name, base, name, **config, **job) for name, job in jobs.items()]
     zero_0, zero_2 = run_in_group([LoopRun(spec) for spec in specs], 2, tmp_path / "group")
     assert zero_0.losses == pytest.approx(zero_2.losses, abs=1e-4)
     assert zero_0.losses[1] - zero_0.losses[6] > 0.1
