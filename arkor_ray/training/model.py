@@ -150,9 +150,12 @@ def target_names(peft_model: PeftModel) -> list[str]:
 
 
 def _keep_4bit_layers_trainable(model: PreTrainedModel) -> None:
-    """On CPUs with AVX512-BF16, bitsandbytes repacks a layer's weights at its first forward pass in eval mode, for a kernel that knows no
-    gradient, and stays with it: training after an evaluation would silently lose all gradients that pass through the
-    layer.""" from bitsandbytes.nn import Linear4bit
+    """Forbids bitsandbytes a kernel for CPUs with AVX512-BF16 that knows no gradient.
+
+    It would repack a layer's weights for it at the first forward pass in eval mode and stay with it: after an evaluation,
+    training would silently lose all gradients that pass through the layer.
+    """
+    from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -39,7 +39,13 @@ def curves(folder) -> dict[str, dict[int, float]]:
     base = make_base_model(folder / "base")
 
     def job(name: str, kind: str) -> JobSpec:
-        config = {"numWorkers": 2, "gradientAccumulationSteps": 2, "maxSteps": STEPS, "saveSteps": 50, "learningRate": 3e-3}
+        config = {
+            "numWorkers": 2,
+            "gradientAccumulationSteps": 2,
+            "maxSteps": STEPS,
+            "saveSteps": 50,
+            "learningRate": 3e-3,
+        }
         return make_spec(folder / f"{name}-{kind}", base, f"{name}-{kind}", **(config | JOBS[name]))
 
     runs: dict[str, LoopRun] = {}
