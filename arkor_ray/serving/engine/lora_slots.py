@@ -1,8 +1,8 @@
 """LoRA weights of many adapters beside one base model, in memory that is allocated once.
 
 All weights of a slot lie in one flat buffer, in the order in which a forward pass reads them, so that moving an adapter
-is one copy. Layers that read the same input (q, k and v; gate and up) form a group whose A matrices stand side by side:
-one product gives the low-rank input of all of them.
+is one copy. Layers that read the same input (q, k and v; gate and up) form a group whose A matrices lie one below the
+other: one product gives the low-rank input of all of them.
 
 Prefill of one request multiplies with its slot directly. In a decode step every row has an adapter of its own, so each
 row keeps a copy of its adapter's weights ("row-resident") and the batch is one batched product, without gathering.
@@ -57,10 +57,10 @@ class SlotLayout:
         self.size = offset
 
     def a(self, flat: torch.Tensor, group: Group) -> torch.Tensor:
-        """[n, in, rank * layers] of flat buffers [n, size]: the transposed A of the group's layers, side by side."""
-        width = self.rank * len(group.linears)
-        part = flat[:, group.a_offset : group.a_offset + group.in_features * width]
-        return part.view(flat.shape[0], group.in_features, width)
+        """[n, layers * rank, in] of flat buffers [n, size]: the A of the group's layers, one below the other."""
+        height = self.rank * len(group.linears)
+        part = flat[:, group.a_offset : group.a_offset + height * group.in_features]
+        return part.view(flat.shape[0], height, group.in_features)
 
     def b(self, flat: torch.Tensor, group: Group, index: int) -> torch.Tensor:
         """[n, rank, out] of the flat buffers [n, size]: the transposed, scaled B of one layer of the group."""
@@ -69,14 +69,17 @@ class SlotLayout:
 
     def pack(self, weights: LoraWeights, dtype: torch.dtype) -> torch.Tensor:
         """The adapter as one flat buffer [size] in host memory; smaller ranks are padded with zeros."""
-        flat = torch.zeros(1, self.size, dtype=dtype)
+        full = all(
+            name in weights.pairs and weights.pairs[name].rank == self.rank for group in self.groups for name in group.linears
+        )
+        flat = torch.empty(1, self.size, dtype=dtype) if full else torch.zeros(1, self.size, dtype=dtype)
         for group in self.groups:
             a = self.a(flat, group)
             for index, name in enumerate(group.linears):
                 pair = weights.pairs.get(name)
                 if pair is not None:
-                    left = index * self.rank
-                    a[0, :, left : left + pair.rank] = pair.a.t()
+                    top = index * self.rank
+                    a[0, top : top + pair.rank] = pair.a
                     self.b(flat, group, index)[0, : pair.rank] = (pair.b.float() * pair.scale).t()
         return flat[0]
 
@@ -85,8 +88,8 @@ class SlotLayout:
         n = old.shape[0]
         for mine, theirs in zip(self.groups, source.groups, strict=True):
             layers = len(mine.linears)
-            wide = self.a(new, mine).view(n, mine.in_features, layers, self.rank)
-            wide[..., : source.rank] = source.a(old, theirs).view(n, mine.in_features, layers, source.rank)
+            tall = self.a(new, mine).view(n, layers, self.rank, mine.in_features)
+            tall[:, :, : source.rank] = source.a(old, theirs).view(n, layers, source.rank, mine.in_features)
             for index in range(layers):
                 self.b(new, mine, index)[:, : source.rank] = source.b(old, theirs, index)
 
@@ -256,7 +259,7 @@ class LoraSlots:
 
     def _views(self, flat: torch.Tensor) -> _Views:
         return [
-            (self.layout.a(flat, group), [self.layout.b(flat, group, i) for i in range(len(group.linears))])
+            (self.layout.a(flat, group).transpose(1, 2), [self.layout.b(flat, group, i) for i in range(len(group.linears))])
             for group in self.layout.groups
         ]
 

@@ -85,7 +85,7 @@ def parse_adapter(
                 f"Adapter {adapter_id}: tensor {key} has shape {list(tensor.shape)} and type {tensor.dtype}; "
                 "a matrix of floats is needed."
             )
-        if not torch.isfinite(tensor).all():
+        if not _finite(tensor):
             raise AdapterError(f"Adapter {adapter_id}: tensor {key} holds values that are not finite.")
         sides.setdefault(match["module"], {})[match["side"]] = tensor
     missing = sorted(name for name in promised if sides.get(name, {}).keys() != {"A", "B"})
@@ -122,6 +122,11 @@ def _read(adapter_id: str, data: bytes) -> dict[str, torch.Tensor]:
         return load(data)
     except Exception as error:  # safetensors raises its own SafetensorError, and plain ones for a broken header
         raise AdapterError(f"Adapter {adapter_id} is not a readable safetensors file: {error}") from error
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    # A sum is several times faster than looking at each value, and only finite if all values are; it may overflow.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 def _is_target(name: str, config: Mapping[str, Any]) -> bool:
