@@ -58,9 +58,7 @@ class ProjectScope:
     project: ProjectRow
 
 
-def project_scope(
-    services: ServicesDep, token: TokenDep, org_slug: OrgSlug, project_slug: ProjectSlug
-) -> ProjectScope:
+def project_scope(services: ServicesDep, token: TokenDep, org_slug: OrgSlug, project_slug: ProjectSlug) -> ProjectScope:
     """Organisation and project of the query. 404 for an unknown project."""
     with services.db.read() as session:
         found = authenticate(session, services, token)

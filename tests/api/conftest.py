@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ class User:
     org_slug: str
     project_slug: str = ""
     identity_id: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    job_id: str = ""
 
     @property
     def scope(self) -> dict[str, str]:

@@ -44,7 +44,7 @@ async def other(login: Callable[[], Any], training: Training) -> User:
     made: User = await login()
     job_id = await made.create_job()
     training.complete(job_id)
-    made.headers["job"] = job_id
+    made.job_id = job_id
     return made
 
 
@@ -63,7 +63,7 @@ async def test_every_call_needs_a_token(user: User, method: str, path: str, body
 
 @pytest.mark.parametrize(("method", "path", "body"), [*ORG_CALLS, *PROJECT_CALLS, *JOB_CALLS])
 async def test_foreign_and_unknown_orgs_are_403(user: User, other: User, method: str, path: str, body: Any) -> None:
-    job_id = other.headers["job"]
+    job_id = other.job_id
     for org_slug in (other.org_slug, "nowhere"):
         answer = await user.call(
             method,
@@ -82,9 +82,9 @@ async def test_unknown_project_is_404_and_says_how_to_recover(
     for project_slug in (other.project_slug, "gone"):
         answer = await user.call(
             method,
-            path.replace("JOB_ID", other.headers["job"]),
+            path.replace("JOB_ID", other.job_id),
             params={"projectSlug": project_slug},
-            **({"json": for_job(body, other.headers["job"])} if body else {}),
+            **({"json": for_job(body, other.job_id)} if body else {}),
         )
         assert answer.status_code == 404
         assert "delete .arkor/state.json" in answer.json()["error"]
@@ -95,7 +95,7 @@ async def test_foreign_job_answers_like_a_missing_one(
     user: User, other: User, method: str, path: str, body: Any
 ) -> None:
     answers = []
-    for job_id in (other.headers["job"], "00000000-0000-4000-8000-000000000000"):
+    for job_id in (other.job_id, "00000000-0000-4000-8000-000000000000"):
         answer = await user.call(
             method, path.replace("JOB_ID", job_id), **({"json": for_job(body, job_id)} if body else {})
         )

@@ -35,7 +35,10 @@ def migrated_database(kind: str, request: pytest.FixtureRequest, folder: Path) -
             yield database
         return
     server_url = request.getfixturevalue("postgres_url")
-    with _postgres_database(server_url, template=_postgres_template(server_url)) as url, closing(Database(url)) as database:
+    with (
+        _postgres_database(server_url, template=_postgres_template(server_url)) as url,
+        closing(Database(url)) as database,
+    ):
         yield database
 
 

@@ -101,7 +101,9 @@ def test_name_of_the_hub_is_accepted(name: str) -> None:
     assert submit({"type": "huggingface", "name": name, "split": "train[:500]"}).dataset_token is None
 
 
-@pytest.mark.parametrize("name", ["/etc", "./rows", "../rows", "a/../b", "a/b/c", "https://x/y", "a b", "~/x", "a/.b", "-a"])
+@pytest.mark.parametrize(
+    "name", ["/etc", "./rows", "../rows", "a/../b", "a/b/c", "https://x/y", "a b", "~/x", "a/.b", "-a"]
+)
 def test_path_is_no_name_of_the_hub(name: str) -> None:
     """`datasets` would load a directory of the server by such a name."""
     with pytest.raises(DatasetError) as raised:

@@ -43,7 +43,8 @@ def test_config_of_the_templates_is_understood() -> None:
 
 @pytest.mark.parametrize("name", ["warmupSteps", "loggingSteps", "saveSteps", "evalSteps"])
 @pytest.mark.parametrize(
-    ("value", "of_200"), [(25, 25), ("25", 25), (25.0, 25), ({"steps": 25}, 25), ({"ratio": 0.1}, 20), ({"ratio": 0.001}, 1)]
+    ("value", "of_200"),
+    [(25, 25), ("25", 25), (25.0, 25), ({"steps": 25}, 25), ({"ratio": 0.1}, 20), ({"ratio": 0.001}, 1)],
 )
 def test_step_fields_take_every_form(name: str, value: Any, of_200: int) -> None:
     spec = getattr(parse(**{name: value}), {"warmupSteps": "warmup_steps"}.get(name, name.replace("Steps", "_steps")))

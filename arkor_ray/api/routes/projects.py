@@ -19,9 +19,7 @@ router = APIRouter(prefix="/v1/projects", tags=["projects"], route_class=StrictJ
 def list_projects(services: ServicesDep, org: OrgDep) -> ProjectList:
     with services.db.read() as session:
         rows = projects.list_projects(session, org.id)
-    return ProjectList(
-        org=Org(slug=org.slug, id=org.id, name=org.name), projects=[_to_wire(row) for row in rows]
-    )
+    return ProjectList(org=Org(slug=org.slug, id=org.id, name=org.name), projects=[_to_wire(row) for row in rows])
 
 
 @router.post("", status_code=201, summary="Make a project; 409 if its slug is taken")
