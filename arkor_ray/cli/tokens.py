@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,35 @@ def create(
         return
     typer.echo(f"Token {issued.id} ({issued.label}) of {issued.org.slug}, shown only now:", err=True)
     print(issued.token)
+
+
+@app.command()
+def issue(
+    label: Annotated[str, typer.Argument(help="What the token is for, such as a person or a machine.")],
+    org: Annotated[str, typer.Option(help="Slug of the organisation; made if there is none.")],
+    days: Annotated[int | None, typer.Option(min=1, help="Its life. Default: no end.", show_default=False)] = None,
+    data_dir: Annotated[
+        Path, typer.Option(help="Of the service on this machine.", envvar="ARKOR_RAY_DATA_DIR")
+    ] = Path(".arkor-ray"),
+    as_json: AsJson = False,
+) -> None:
+    """For the operator: issue a token from the service's machine, which nobody needs a token for.
+
+    Writes to the database of --data-dir, or of ARKOR_RAY_DATABASE_URL. With ARKOR_RAY_ANONYMOUS=0 it makes the first one.
+    """
+    from arkor_ray.db import identities
+    from arkor_ray.db.session import Database
+    from arkor_ray.settings import Settings
+
+    db = Database(Settings.load(data_dir=data_dir).database_url)
+    db.migrate()
+    with db.write() as session:
+        issued = identities.issue_token(session, identities.ensure_org(session, org), label=label, days=days)
+    if as_json:
+        print_json({"token": issued.plaintext, "org": org, "label": label})
+        return
+    typer.echo(f"Token of {label} in {org}, shown only now; `arkor-ray login --token` stores it:", err=True)
+    print(issued.plaintext)
 
 
 @app.command("list")

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from arkor_ray.db.session import Database
@@ -41,7 +40,7 @@ class EventTail:
         self._channels: dict[str, _Channel] = {}
         self._poller: asyncio.Task[None] | None = None
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
+    async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[Event]:
         """Events with numbers above `after`, in order, until the terminal one. An `after` never given out means 0.
 
         Raises GoneError if the job does not exist or is deleted meanwhile.
@@ -98,8 +97,9 @@ class EventTail:
         while self._channels:
             try:
                 await self._look()
-            except SQLAlchemyError:
-                # A database that restarts is waited for: followers just hear nothing until it is back.
+            except Exception:
+                # A database that restarts is waited for: followers just hear nothing until it is back. Nor may anything
+                # else end the one poller that all streams of this process depend on.
                 logger.warning("Could not read new events; trying again in 1 s", exc_info=True)
                 await asyncio.sleep(1)
             await asyncio.sleep(self._poll_s)
@@ -144,6 +144,8 @@ class _Channel:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def push(self, events: Sequence[Event]) -> None:
+        if not events:  # the job was deleted between the two questions
+            return
         self.recent.extend(events)
         self.last = events[-1].id
         self.wake()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from arkor_ray.errors import DatasetError, InvalidRequestError
 from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource
-from arkor_ray.schemas.job import JobConfig, JobCreate
+from arkor_ray.schemas.job import JobConfig, JobCreate, hide_token
 from arkor_ray.settings import Settings
 
 # `datasets` takes a name that is a path for a local directory, so only what can be a name of the Hub may pass.
@@ -41,18 +41,9 @@ def accept(settings: Settings, body: JobCreate) -> AcceptedJob:
     source = config.dataset_source
     if isinstance(source, BlobSource):
         _check_url(settings, source.url)
-        return AcceptedJob(body.name, _without_token(body.config), source.token)
+        return AcceptedJob(body.name, hide_token(body.config), source.token)
     _check_hub_name(source)
-    return AcceptedJob(body.name, _without_token(body.config), None)
-
-
-def _without_token(config: dict[str, Any]) -> dict[str, Any]:
-    # Both spellings: models accept their Python names too, and a token must not be kept under either.
-    kept = dict(config)
-    for key in ("datasetSource", "dataset_source"):
-        if isinstance(kept.get(key), dict):
-            kept[key] = {name: value for name, value in kept[key].items() if name != "token"}
-    return kept
+    return AcceptedJob(body.name, hide_token(body.config), None)
 
 
 def _check_hub_name(source: HuggingFaceSource) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from arkor_ray.db import jobs, leases
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
-from arkor_ray.errors import ArkorError
+from arkor_ray.errors import ArkorError, ModelError, ServiceUnavailableError
 from arkor_ray.events import publisher
 from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
@@ -165,7 +165,13 @@ class Serving:
         if application is not None and application.status == ApplicationStatus.RUNNING:
             return
         logger.info("Starting serving application %s for %s (%s)", name, base_model, base_precision)
-        serve.run(build_app(inference_args(self._settings, base_model, base_precision)), name=name, route_prefix=None)
+        try:
+            serve.run(build_app(inference_args(self._settings, base_model, base_precision)), name=name, route_prefix=None)
+        except RuntimeError as error:  # Serve gives up on a deployment whose replicas end again and again
+            reason = str(serve.status().applications[name].message or error)
+            if ModelError.__name__ in reason:
+                raise ModelError(f"The base model {base_model} cannot be served: {reason[-600:]}") from error
+            raise ServiceUnavailableError(f"Serving of {base_model} did not start: {reason[-600:]}") from error
 
 
 class Controller:

@@ -207,11 +207,12 @@ class JobConfig(WireModel):
 
 
 def hide_token(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` as it may be shown or kept: the data set's token is left out."""
-    source = config.get("datasetSource")
-    if isinstance(source, dict) and "token" in source:
-        config = {**config, "datasetSource": {k: v for k, v in source.items() if k != "token"}}
-    return config
+    """`config` as it may be shown or kept: the data set's token is left out, in whichever spelling it came."""
+    kept = dict(config)
+    for key in ("datasetSource", "dataset_source"):
+        if isinstance(kept.get(key), dict):
+            kept[key] = {name: value for name, value in kept[key].items() if name != "token"}
+    return kept
 
 
 class JobCreate(WireModel):

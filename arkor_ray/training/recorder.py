@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from arkor_ray.db import checkpoints
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
-from arkor_ray.errors import AdapterError, ArkorError
+from arkor_ray.errors import AdapterError, ArkorError, ModelError
 from arkor_ray.events import publisher
 from arkor_ray.events.publisher import JobEndedError, NewEvent, StaleAttemptError
 from arkor_ray.jobs.artifacts import artifacts
@@ -147,7 +147,7 @@ class Recorder:
         while not await self.should_stop():
             try:
                 return True, "", await serving.admit(manifest.model_dump(mode="json"), data)
-            except AdapterError as error:
+            except (AdapterError, ModelError) as error:  # trying again would not help
                 return False, error.message, {}
             except ArkorError as error:
                 logger.warning("Serving cannot load %s yet: %s", manifest.adapter_id, error)
