@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,7 +73,8 @@ def other():
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch) -> None:
-    monkeypatch.setattr(data_sources.time, "sleep", lambda seconds: None)
+    """In this module alone: other threads of the process still sleep."""
+    monkeypatch.setattr(data_sources, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
 
 
 def blob(url: str, token: str | None = None) -> BlobSource:
