@@ -85,6 +85,12 @@ def finish(
     return True
 
 
+def is_recorded(session: Session, job_id: str, key: str) -> bool:
+    """Whether the job's log has an event under this key."""
+    query = select(EventRow.number).where(EventRow.job_id == job_id, EventRow.key == key)
+    return session.scalar(query) is not None
+
+
 def _lock(session: Session, job_id: str, attempt: int | None) -> JobRow:
     # FOR UPDATE serialises writers on PostgreSQL; on SQLite the write transaction itself does.
     query = select(JobRow).where(JobRow.id == job_id).with_for_update().execution_options(populate_existing=True)

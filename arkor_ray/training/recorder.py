@@ -91,9 +91,13 @@ class Recorder:
         found = CheckpointManifest.model_validate(manifest)
         if found.final:  # announced by `completed`; its weights stay staged until then
             return
+        key = f"checkpoint:{found.step}"
         async with self._announcing:
+            # After a restart every committed checkpoint is told again; those announced need no loading.
+            if await self._write(lambda s: publisher.is_recorded(s, self._job_id, key)) is not False:
+                return
             fields = await self._load(found)
-            await self._write(lambda s: self._announce(s, found, fields))
+            await self._write(lambda s: self._announce(s, found, key, fields))
             self._staged.pop(found.adapter_id, None)
 
     async def completed(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
@@ -155,11 +159,9 @@ class Recorder:
             delay = min(2 * delay, 5.0)
         return False, "the job has ended", {}
 
-    def _announce(self, session: Session, manifest: CheckpointManifest, fields: dict[str, Any]) -> int | None:
+    def _announce(self, session: Session, manifest: CheckpointManifest, key: str, fields: dict[str, Any]) -> int | None:
         fields = self._with_artifacts(session, manifest, fields)
-        return publisher.append(
-            session, self._job_id, event.CHECKPOINT, fields, key=f"checkpoint:{manifest.step}", attempt=self._attempt
-        )
+        return publisher.append(session, self._job_id, event.CHECKPOINT, fields, key=key, attempt=self._attempt)
 
     def _complete(self, session: Session, manifest: CheckpointManifest, fields: dict[str, Any]) -> bool:
         fields = self._with_artifacts(session, manifest, fields)
