@@ -24,7 +24,7 @@ def write_rows(path: Path, rows: int = 160, seed: int = 0) -> str:
 
     with path.open("w") as file:
         for _ in range(rows):
-            turns = [{"role": "user", "content": words(30, 80)}, {"role": "assistant", "content": words(5, 40)}]
+            turns = [{"role": "user", "content": words(20, 50)}, {"role": "assistant", "content": words(5, 20)}]
             file.write(json.dumps({"messages": turns}) + "\n")
     return path.as_uri()
 

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(6
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"), family="llama", hidden=128, layers=4)
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"), family="llama", hidden=64, layers=4)
 
 
 @pytest.fixture(scope="module")
