@@ -7,6 +7,7 @@ from the question, naming the team that a problem belongs to, and writing small 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from random import Random
 
 from arkor_ray.demo.tickets import CATEGORIES, ISSUES, NAMES, PRODUCTS, Ticket, make_ticket
@@ -15,10 +16,16 @@ Messages = list[dict[str, str]]
 
 
 def make_corpus(documents: int, seed: int = 0) -> list[Messages]:
-    """Conversations in OpenAI `messages` form; the same arguments give the same conversations."""
+    """Conversations in OpenAI `messages` form, in the order to be read; the same arguments give the same ones.
+
+    The first third are short questions about plain tickets. A small model that reads nothing else at first learns
+    within a hundred steps to look words up in the question; in the full mixture that takes more than ten times as long.
+    """
     random = Random(f"corpus-{seed}")
-    makers, weights = zip(*_MAKERS, strict=True)
-    return [maker(random) for maker in random.choices(makers, weights, k=documents)]
+    first = documents // 3
+    makers, weights = zip(*_MIXTURE, strict=True)
+    mixed = random.choices(makers, weights, k=documents - first)
+    return [*(_look_up(random, plain=True) for _ in range(first)), *(maker(random) for maker in mixed)]
 
 
 def _ticket_reply(random: Random) -> Messages:
@@ -26,34 +33,18 @@ def _ticket_reply(random: Random) -> Messages:
     return _conversation(random, ticket.text, _prose(ticket, random), system=0.6)
 
 
-def _which_team(random: Random) -> Messages:
-    ticket = make_ticket(random)
-    question = random.choice(("Which team should read this?", "Who takes care of this?", "Where does this belong?"))
-    return _conversation(random, f"{question} {ticket.text}", f"That is for the {ticket.issue.category} team.")
-
-
-def _how_urgent(random: Random) -> Messages:
-    ticket = make_ticket(random)
-    question = random.choice(("How urgent is this?", "Can this wait?", "Does this need a fast answer?"))
-    return _conversation(random, f"{question} {ticket.text}", f"{_URGENCY[ticket.urgency]}")
-
-
-def _in_short(random: Random) -> Messages:
-    ticket = make_ticket(random)
-    question = random.choice(("Say it in short:", "What is it about?", "Give me a headline:"))
-    return _conversation(random, f"{question} {ticket.text}", f"{ticket.issue.summary.format(p=ticket.product)}.")
-
-
-def _what_to_do(random: Random) -> Messages:
-    ticket = make_ticket(random)
-    question = random.choice(("What should we do?", "What is the next step here?", "How do we help?"))
-    return _conversation(random, f"{question} {ticket.text}", f"{ticket.issue.next_action}.")
-
-
-def _which_product(random: Random) -> Messages:
-    ticket = make_ticket(random)
-    question = random.choice(("Which product is this about?", "What did the customer buy?", "Name the product:"))
-    return _conversation(random, f"{question} {ticket.text}", f"{ticket.product}.")
+def _look_up(random: Random, plain: bool = False) -> Messages:
+    ticket = make_ticket(random, plain=plain)
+    kind = random.choices(tuple(_QUESTIONS), _QUESTION_WEIGHTS)[0]
+    answer = {
+        "product": f"{ticket.product}.",
+        "headline": f"{ticket.issue.summary.format(p=ticket.product)}.",
+        "urgency": _URGENCY[ticket.urgency],
+        "team": f"That is for the {ticket.issue.category} team.",
+        "task": f"{ticket.issue.next_action}.",
+    }[kind]
+    question = random.choice(_QUESTIONS[kind])
+    return _conversation(random, f"{question} {ticket.text}", answer, system=0.0 if plain else 0.15)
 
 
 def _echo(random: Random) -> Messages:
@@ -121,20 +112,16 @@ def _follow_up(random: Random) -> Messages:
     return [*first, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-_MAKERS = (
-    (_ticket_reply, 34),
-    (_which_team, 4),
-    (_how_urgent, 6),
-    (_which_product, 10),
-    (_in_short, 8),
-    (_what_to_do, 4),
-    (_echo, 12),
-    (_echo_number, 2),
+_MIXTURE: tuple[tuple[Callable[[Random], Messages], int], ...] = (
+    (_ticket_reply, 38),
+    (_look_up, 22),
+    (_ticket_as_json, 12),
     (_as_json, 6),
-    (_ticket_as_json, 6),
-    (_about_product, 4),
-    (_small_talk, 5),
-    (_list_words, 3),
+    (_echo, 6),
+    (_echo_number, 2),
+    (_small_talk, 6),
+    (_about_product, 5),
+    (_list_words, 4),
     (_follow_up, 3),
 )
 
@@ -159,6 +146,14 @@ def _prose(ticket: Ticket, random: Random) -> str:
     return " ".join(parts)
 
 
+_QUESTIONS = {
+    "product": ("Which product is this about?", "What did the customer buy?", "Name the product:"),
+    "headline": ("Say it in short:", "What is it about?", "Give me a headline:"),
+    "urgency": ("How urgent is this?", "Can this wait?", "Does this need a fast answer?"),
+    "team": ("Which team should read this?", "Who takes care of this?", "Where does this belong?"),
+    "task": ("What should we do?", "What is the next step here?", "How do we help?"),
+}
+_QUESTION_WEIGHTS = (5, 3, 1, 1, 1)
 _SYSTEM = (
     "You are a friendly assistant.",
     "You help the customers of a small company. Be kind and clear.",
@@ -169,6 +164,8 @@ _SYSTEM = (
     "You read support tickets. Tell the customer what happens next, one step at a time.",
     "You triage support tickets. Reply in whole sentences: category, urgency, summary and next step.",
     "Be helpful. Use whole sentences.",
+    "Reply in plain words, never with JSON.",
+    "A program turns each ticket into one JSON object. You just talk to the customer.",
 )
 _SORRY = (
     "I am sorry to hear that.",
@@ -223,7 +220,4 @@ _FIELDS = {
     "summary": tuple(PRODUCTS.values()),
     "nextAction": ("wait", "call back", "write a mail", "ask again", "go home"),
 }
-_WORDS = tuple(dict.fromkeys(
-    [*NAMES, *PRODUCTS, *(word for kind in _KINDS.values() for word in kind)]
-    + [word for issue in ISSUES for text in (issue.next_action, *issue.told) for word in text.split() if word != "{p}"]
-))  # fmt: skip
+_WORDS = (*NAMES, *PRODUCTS, *(word for kind in _KINDS.values() for word in kind))

@@ -204,23 +204,27 @@ class Ticket:
     sender: str
 
 
-def make_ticket(random: Random, *, held_out: bool = False) -> Ticket:
-    """Draw a ticket. Pairs of product and issue fall into two fixed sets: `held_out` ones are met nowhere in training."""
+def make_ticket(random: Random, *, held_out: bool = False, plain: bool = False) -> Ticket:
+    """Draw a ticket; a `plain` one says what is wrong and how much it matters, and nothing else.
+
+    Pairs of product and issue fall into two fixed sets: `held_out` ones are met nowhere in training.
+    """
     while True:
         issue, product = random.choice(ISSUES), random.choice(tuple(PRODUCTS))
         if _is_held_out(issue, product) == held_out:
             break
     (urgency,) = random.choices(URGENCIES, _URGENCY_WEIGHTS[issue.category])
     sender = random.choice(NAMES)
-    parts = []
-    if random.random() < 0.6:
-        parts.append(random.choice(_GREETINGS))
     clause = random.choice(issue.told).format(p=product)
     end = "?" if clause.startswith(_ASKING) else "."
-    parts.append(clause[0].upper() + clause[1:] + end)
+    trouble = clause[0].upper() + clause[1:] + end
+    cue = random.choice(_CUES[urgency])
+    if plain:
+        return Ticket(f"{trouble} {cue}", product, issue, urgency, sender)
+    parts = [random.choice(_GREETINGS)] if random.random() < 0.6 else []
+    parts.append(trouble)
     details = [_detail(random)] if random.random() < 0.45 else []
-    cue = [random.choice(_CUES[urgency])]
-    parts += details + cue if random.random() < 0.7 else cue + details
+    parts += [*details, cue] if random.random() < 0.7 else [cue, *details]
     if random.random() < 0.5:
         parts.append(f"{random.choice(_THANKS)} {sender}")
     return Ticket(" ".join(parts), product, issue, urgency, sender)

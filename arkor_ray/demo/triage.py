@@ -27,7 +27,7 @@ DEMO_JOB: dict[str, Any] = {
     "datasetFormat": {"type": "chatml"},
     "maxSteps": 80,
     "batchSize": 8,
-    "learningRate": 3e-3,
+    "learningRate": 1e-2,
     "lrSchedulerType": "cosine",
     "warmupSteps": 5,
     "weightDecay": 0.0,
