@@ -131,6 +131,7 @@ class LocalRay:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing to drain: all state is in the database and storage
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor less for each job: nobody drains the only node
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         os.environ.update({k: environment[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")})

@@ -38,9 +38,9 @@ def issue(
     label: Annotated[str, typer.Argument(help="What the token is for, such as a person or a machine.")],
     org: Annotated[str, typer.Option(help="Slug of the organisation; made if there is none.")],
     days: Annotated[int | None, typer.Option(min=1, help="Its life. Default: no end.", show_default=False)] = None,
-    data_dir: Annotated[
-        Path, typer.Option(help="Of the service on this machine.", envvar="ARKOR_RAY_DATA_DIR")
-    ] = Path(".arkor-ray"),
+    data_dir: Annotated[Path, typer.Option(help="Of the service on this machine.", envvar="ARKOR_RAY_DATA_DIR")] = Path(
+        ".arkor-ray"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """For the operator: issue a token from the service's machine, which nobody needs a token for.

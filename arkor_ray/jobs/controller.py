@@ -166,7 +166,9 @@ class Serving:
             return
         logger.info("Starting serving application %s for %s (%s)", name, base_model, base_precision)
         try:
-            serve.run(build_app(inference_args(self._settings, base_model, base_precision)), name=name, route_prefix=None)
+            serve.run(
+                build_app(inference_args(self._settings, base_model, base_precision)), name=name, route_prefix=None
+            )
         except RuntimeError as error:  # Serve gives up on a deployment whose replicas end again and again
             reason = str(serve.status().applications[name].message or error)
             if ModelError.__name__ in reason:

@@ -27,6 +27,7 @@ OPTIMIZERS = (
     "paged_adamw",
     "sgd",
 )
+BITSANDBYTES_OPTIMIZERS = frozenset(name for name in OPTIMIZERS if "8bit" in name or name.startswith("paged_"))
 # Names of `transformers.SchedulerType` that need no further arguments.
 LR_SCHEDULERS = (
     "linear",

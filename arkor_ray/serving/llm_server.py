@@ -148,7 +148,11 @@ class LLMServer:
                     yield {"type": "delta", "text": text}
                 if reason is not None:
                     break
-        usage = {"prompt_tokens": len(prompt), "completion_tokens": completion, "total_tokens": len(prompt) + completion}
+        usage = {
+            "prompt_tokens": len(prompt),
+            "completion_tokens": completion,
+            "total_tokens": len(prompt) + completion,
+        }
         yield {"type": "end", "finish_reason": reason, "usage": usage}
 
     async def stats(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from arkor_ray.schemas.job import BITSANDBYTES_OPTIMIZERS
 from arkor_ray.training.callbacks import RayEventSink
 from arkor_ray.training.data import PreparedData, prepare_data
 from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun, final_error
@@ -107,10 +110,15 @@ def _prepare(spec: JobSpec) -> PreparedData:
 
 
 def _train_loop(config: dict[str, Any]) -> Any:
+    loop: LoopConfig = config["loop"]
+    if not (loop.spec.config.load_in_4bit or loop.spec.config.optim in BITSANDBYTES_OPTIMIZERS):
+        # PEFT imports bitsandbytes wherever it is installed, and that loads torch's compiler: 8 s of CPU for nothing.
+        # None in sys.modules makes it look not installed; this process trains this one job only.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     # Here, so that neither the driver nor Ray Train's controller wait for PEFT and DeepSpeed.
     from arkor_ray.training.train_loop import train_loop_per_worker
 
-    return train_loop_per_worker(config["loop"])
+    return train_loop_per_worker(loop)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,12 @@ class _SinkOf:
 
 
 class _Trainer(TorchTrainer):
-    """There is no public way to say which errors are final; this method is where the policy is passed on."""
+    """There is no public way to say which errors are final, nor that there are no Ray data sets; both are said here."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # It starts an actor for data sets that we do not have, and the workers wait for it.
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = FinalErrorsEndTheRun(arguments["failure_policy"])

@@ -70,7 +70,9 @@ class SlotLayout:
     def pack(self, weights: LoraWeights, dtype: torch.dtype) -> torch.Tensor:
         """The adapter as one flat buffer [size] in host memory; smaller ranks are padded with zeros."""
         full = all(
-            name in weights.pairs and weights.pairs[name].rank == self.rank for group in self.groups for name in group.linears
+            name in weights.pairs and weights.pairs[name].rank == self.rank
+            for group in self.groups
+            for name in group.linears
         )
         flat = torch.empty(1, self.size, dtype=dtype) if full else torch.zeros(1, self.size, dtype=dtype)
         for group in self.groups:
@@ -259,7 +261,10 @@ class LoraSlots:
 
     def _views(self, flat: torch.Tensor) -> _Views:
         return [
-            (self.layout.a(flat, group).transpose(1, 2), [self.layout.b(flat, group, i) for i in range(len(group.linears))])
+            (
+                self.layout.a(flat, group).transpose(1, 2),
+                [self.layout.b(flat, group, i) for i in range(len(group.linears))],
+            )
             for group in self.layout.groups
         ]
 
