@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from random import Random
 
-from arkor_ray.demo.tickets import CATEGORIES, ISSUES, NAMES, PRODUCTS, Ticket, make_ticket
+from arkor_ray.demo.tickets import CATEGORIES, ISSUES, NAMES, PRODUCTS, Ticket, is_held_out, make_ticket
 
 Messages = list[dict[str, str]]
 
@@ -212,7 +212,9 @@ _FIELDS = {
     "team": CATEGORIES,
     "colour": _KINDS["colours"],
     "day": _KINDS["days"],
-    "title": tuple(issue.summary.format(p=product) for issue in ISSUES for product in ("Nimbus", "Quill", "Orbit")),
+    "title": tuple(
+        issue.summary.format(p=product) for issue in ISSUES for product in PRODUCTS if not is_held_out(issue, product)
+    ),
     "task": tuple(issue.next_action for issue in ISSUES),
     "level": ("low", "medium", "high"),
     "category": CATEGORIES,

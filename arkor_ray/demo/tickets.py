@@ -211,7 +211,7 @@ def make_ticket(random: Random, *, held_out: bool = False, plain: bool = False) 
     """
     while True:
         issue, product = random.choice(ISSUES), random.choice(tuple(PRODUCTS))
-        if _is_held_out(issue, product) == held_out:
+        if is_held_out(issue, product) == held_out:
             break
     (urgency,) = random.choices(URGENCIES, _URGENCY_WEIGHTS[issue.category])
     sender = random.choice(NAMES)
@@ -230,6 +230,12 @@ def make_ticket(random: Random, *, held_out: bool = False, plain: bool = False) 
     return Ticket(" ".join(parts), product, issue, urgency, sender)
 
 
+def is_held_out(issue: Issue, product: str) -> bool:
+    """Whether no training ticket has this issue with this product: one pair in eight."""
+    # crc32 rather than hash(), which differs between processes.
+    return zlib.crc32(f"{product}|{issue.summary}".encode()) % 8 == 0
+
+
 def _detail(random: Random) -> str:
     detail = random.choice(_DETAILS)
     return detail.format(
@@ -238,8 +244,3 @@ def _detail(random: Random) -> str:
         d=random.choice(_DAYS),
         t=random.choice(("free", "basic", "family", "team")),
     )
-
-
-def _is_held_out(issue: Issue, product: str) -> bool:
-    # crc32 rather than hash(), which differs between processes.
-    return zlib.crc32(f"{product}|{issue.summary}".encode()) % 8 == 0
