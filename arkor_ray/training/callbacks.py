@@ -17,7 +17,7 @@ from arkor_ray.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 STOP_POLL_SECONDS = 0.5
-MAX_IN_FLIGHT = 512  # a checkpoint's call takes as long as serving needs to load it; logs must not wait behind them
+MAX_BATCH = 200  # reports in one call
 
 
 class EventSink(Protocol):
@@ -96,92 +96,100 @@ class ListEventSink(NullEventSink):
 
 
 class RayEventSink:
-    """Sends to the job's recorder actor from a thread of its own, a bounded number of calls in flight.
+    """Sends to the job's recorder actor, from threads of its own, in two lanes of one call at a time each.
 
-    Ray sends a call again when the recorder restarts, so nothing is lost with it.
+    Ray repeats a call whose recorder died, but not in order with others in flight; so each lane has only one. The first lane
+    takes all that waits in one call. The second has the checkpoints, whose calls last until serving has loaded them; each
+    waits for what was told before it.
     """
 
     def __init__(self, recorder: Any) -> None:
         self._recorder = recorder
-        self._queue: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(maxsize=10_000)
-        self._unfinished = 0
-        self._done = threading.Condition()
+        self._reports: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue()
+        self._checkpoints: queue.Queue[tuple[int, dict[str, Any]] | None] = queue.Queue()
+        self._progress = threading.Condition()
+        self._told = self._durable = 0  # reports of the first lane: handed to us, and acknowledged
+        self._announcing = 0  # checkpoints not yet acknowledged
         self._error: Exception | None = None
         self._stop = threading.Event()
         self._closed = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._send_all, name="event-sink", daemon=True),
-            threading.Thread(target=self._watch_stop, name="event-sink-stop", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        for target in (self._send_reports, self._send_checkpoints, self._watch_stop):
+            threading.Thread(target=target, name="event-sink", daemon=True).start()
 
     def started(self, metadata: dict[str, Any]) -> None:
-        self._put("started", metadata)
+        self._report("started", metadata)
 
     def log(self, entry: dict[str, Any]) -> None:
-        self._put("log", entry)
+        self._report("log", entry)
 
     def notice(self, type: str, data: dict[str, Any]) -> None:
-        self._put("notice", type, data)
+        self._report("notice", type, data)
 
     def stage(self, adapter_id: str, data: bytes) -> None:
-        self._put("stage", adapter_id, data)
+        # Not waited for: an adapter that was not staged, or whose recorder died, is read from storage.
+        self._recorder.stage.remote(adapter_id, data)
 
     def checkpoint(self, manifest: dict[str, Any]) -> None:
-        self._put("checkpoint", manifest)
+        with self._progress:
+            self._announcing += 1
+            self._checkpoints.put((self._told, manifest))
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
     def flush(self, timeout: float) -> None:
-        with self._done:
-            if not self._done.wait_for(lambda: self._unfinished == 0, timeout):
-                raise TrainingError(f"{self._unfinished} events did not reach the job's recorder within {timeout:g} s.")
+        with self._progress:
+            if not self._progress.wait_for(lambda: not self._announcing and self._durable == self._told, timeout):
+                raise TrainingError(
+                    f"{self._told - self._durable} events and {self._announcing} checkpoints did not reach the job's "
+                    f"recorder within {timeout:g} s."
+                )
             if self._error is not None:
                 raise TrainingError(f"The job's recorder refused an event: {self._error}") from self._error
 
     def close(self) -> None:
         self._closed.set()
-        self._queue.put(None)
+        self._reports.put(None)
+        self._checkpoints.put(None)
 
-    def _put(self, method: str, *args: Any) -> None:
-        with self._done:
-            self._unfinished += 1
-        self._queue.put((method, args))
+    def _report(self, method: str, *args: Any) -> None:
+        with self._progress:
+            self._told += 1
+            self._reports.put((method, args))
 
-    def _send_all(self) -> None:
-        import ray
+    def _send_reports(self) -> None:
+        while (item := self._reports.get()) is not None:
+            batch = [item]
+            while len(batch) < MAX_BATCH and not self._reports.empty():
+                following = self._reports.get()
+                if following is None:
+                    self._reports.put(None)
+                    break
+                batch.append(following)
+            self._call("tell", batch)
+            with self._progress:
+                self._durable += len(batch)
+                self._progress.notify_all()
 
-        in_flight: list[Any] = []
-        while True:
-            try:
-                item = self._queue.get(timeout=0.05 if in_flight else None)
-            except queue.Empty:
-                item = ("", ())
-            if item is None:
-                return
-            method, args = item
-            if method:
-                in_flight.append(getattr(self._recorder, method).remote(*args))
-            full = len(in_flight) >= MAX_IN_FLIGHT
-            if in_flight:
-                count, timeout = (1, None) if full else (len(in_flight), 0)
-                ready, in_flight = ray.wait(in_flight, num_returns=count, timeout=timeout)
-                for ref in ready:
-                    self._finish(ref)
+    def _send_checkpoints(self) -> None:
+        while (item := self._checkpoints.get()) is not None:
+            told_before, manifest = item
+            with self._progress:
+                self._progress.wait_for(lambda before=told_before: self._durable >= before)  # type: ignore[misc]
+            self._call("checkpoint", manifest)
+            with self._progress:
+                self._announcing -= 1
+                self._progress.notify_all()
 
-    def _finish(self, ref: Any) -> None:
+    def _call(self, method: str, *args: Any) -> None:
+        """Returns when the recorder has it for good; what it refuses is raised again by flush()."""
         import ray
 
         try:
-            ray.get(ref)
-        except Exception as error:  # raised again by flush()
-            logger.error("The recorder refused an event: %s", error)
+            ray.get(getattr(self._recorder, method).remote(*args))
+        except Exception as error:
+            logger.error("The recorder refused %s: %s", method, error)
             self._error = self._error or error
-        with self._done:
-            self._unfinished -= 1
-            self._done.notify_all()
 
     def _watch_stop(self) -> None:
         import ray

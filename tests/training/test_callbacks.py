@@ -1,0 +1,114 @@
+"""The sink on rank 0, against a recorder that is told when to answer, when to die and when to refuse."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from arkor_ray.errors import TrainingError
+from arkor_ray.training import callbacks
+from arkor_ray.training.callbacks import RayEventSink
+
+WAIT_S = 10
+
+
+class Method:
+    def __init__(self, recorder: FakeRecorder, name: str) -> None:
+        self._recorder, self._name = recorder, name
+
+    def remote(self, *args: Any) -> Any:
+        return lambda: self._recorder.answer(self._name, args)
+
+
+class FakeRecorder:
+    """Keeps what it is told, in the order in which it was durable; `hold` and `let_go` stand for slow serving."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+        self.serving = threading.Event()
+        self.serving.set()
+        self.refusing = False
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(self, name)
+
+    def hold(self) -> None:
+        self.serving.clear()
+
+    def let_go(self) -> None:
+        self.serving.set()
+
+    def answer(self, name: str, args: tuple[Any, ...]) -> Any:
+        if name == "should_stop":
+            return False
+        if self.refusing:
+            raise RuntimeError("refused")
+        if name == "checkpoint":
+            assert self.serving.wait(WAIT_S)
+            self.told.append((name, args[0]["step"]))
+        elif name == "tell":
+            self.told += [(method, rest[0].get("step")) for method, rest in args[0]]
+        return None
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())
+    return FakeRecorder()
+
+
+@pytest.fixture
+def sink(recorder):
+    sink = RayEventSink(recorder)
+    yield sink
+    sink.close()
+
+
+def test_reports_arrive_in_order_and_flush_waits_for_them(sink, recorder):
+    sink.started({"step": 0})
+    for step in range(1, 500):
+        sink.log({"step": step})
+    sink.flush(WAIT_S)
+    assert recorder.told == [("started", 0), *(("log", step) for step in range(1, 500))]
+
+
+def test_a_checkpoint_comes_after_what_was_told_before_it(sink, recorder):
+    for step in range(1, 51):
+        sink.log({"step": step})
+        if step % 10 == 0:
+            sink.checkpoint({"step": step})
+    sink.flush(WAIT_S)
+    for step in range(10, 51, 10):
+        assert recorder.told.index(("log", step)) < recorder.told.index(("checkpoint", step))
+    assert [each for each in recorder.told if each[0] == "checkpoint"] == [("checkpoint", s) for s in range(10, 51, 10)]
+
+
+def test_logs_do_not_wait_for_a_checkpoint_that_serving_is_slow_to_load(sink, recorder):
+    recorder.hold()
+    sink.checkpoint({"step": 10})
+    sink.log({"step": 11})
+    with pytest.raises(TrainingError, match="1 checkpoints"):
+        sink.flush(0.5)
+    assert recorder.told == [("log", 11)]
+    recorder.let_go()
+    sink.flush(WAIT_S)
+    assert recorder.told == [("log", 11), ("checkpoint", 10)]
+
+
+def test_what_the_recorder_refuses_is_raised_by_flush(sink, recorder):
+    recorder.refusing = True
+    sink.log({"step": 1})
+    with pytest.raises(TrainingError, match="refused"):
+        sink.flush(WAIT_S)
+
+
+def test_no_call_carries_more_than_it_may(sink, recorder, monkeypatch):
+    monkeypatch.setattr(callbacks, "MAX_BATCH", 3)
+    for step in range(20):
+        sink.log({"step": step})
+    sink.flush(WAIT_S)
+    assert [step for _, step in recorder.told] == list(range(20))
