@@ -14,6 +14,15 @@ RECIPE = Recipe(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    # Threads that spin for each other cost far more than they bring at this size.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer([m["content"] for c in RECIPE.corpus() for m in c], RECIPE.vocab_size, RECIPE.context)
@@ -72,9 +81,7 @@ def test_reading_the_corpus_lowers_the_loss_the_same_way_each_time(tokenizer):
 
 def test_the_folder_is_one_that_transformers_loads_and_that_chats(tmp_path):
     told = []
-    threads = torch.get_num_threads()
     make_base(tmp_path, Recipe(**{**vars(RECIPE), "conversations": 12}), lambda done, what: told.append((done, what)))
-    torch.set_num_threads(threads)
     shares = [done for done, _ in told]
     assert shares == sorted(shares) and shares[0] == 0.0 and any("loss" in what for _, what in told)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
