@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from arkor_ray.settings import Settings
 
 DEPLOYMENT = "LLMServer"
+ONLY_GPU_SHARE = 0.4  # Ray's bookkeeping, not a limit on memory
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
@@ -41,9 +42,16 @@ class InferenceArgs(BaseModel):
     disk_bytes: int = Field(default=20 * 2**30, ge=0, description="Adapter files kept in cache_dir.")
     queue_timeout_s: float = Field(default=60.0, gt=0, description="Longest wait for a row and a slot, then 503.")
     num_replicas: int = Field(default=1, ge=1)
-    num_gpus: float | None = Field(default=None, ge=0, description="Per replica; absent: 1 if the cluster has a GPU.")
+    num_gpus: float | None = Field(default=None, ge=0, description="Per replica; absent: by gpus_of_replica.")
     cpu_threads: int | None = Field(default=None, ge=1, description="Absent: half of the node's cores.")
     max_ongoing_requests: int = Field(default=1000, ge=1, description="Per replica, running and waiting.")
+
+
+def gpus_of_replica(cluster_gpus: float) -> float:
+    """A GPU of its own; where the cluster has just one, a share of it, so that training finds the rest."""
+    if cluster_gpus < 1:
+        return 0.0
+    return ONLY_GPU_SHARE if cluster_gpus == 1 else 1.0
 
 
 def application_name(base_model: str, base_precision: str) -> str:
@@ -81,7 +89,7 @@ def build_app(args: InferenceArgs) -> Application:
 
     num_gpus = args.num_gpus
     if num_gpus is None:
-        num_gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        num_gpus = gpus_of_replica(ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0)
     deployment = serve.deployment(
         LLMServer,
         name=DEPLOYMENT,

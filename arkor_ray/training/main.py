@@ -79,6 +79,8 @@ def make_spec(
     from arkor_ray.training.job_spec import DatasetPolicy, JobSpec
 
     config = JobConfig.parse(wire_config)
+    if config.precision is None and settings.default_precision != "auto":
+        config.precision = settings.default_precision
     if dataset_token is not None and config.dataset_source.type == "blob":
         config.dataset_source = config.dataset_source.model_copy(update={"token": dataset_token})
     return JobSpec(

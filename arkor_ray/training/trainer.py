@@ -18,9 +18,11 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from arkor_ray.schemas.job import BITSANDBYTES_OPTIMIZERS
+from arkor_ray.serving.app import gpus_of_replica
 from arkor_ray.training.callbacks import RayEventSink
 from arkor_ray.training.data import PreparedData, prepare_data
 from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun, final_error
@@ -73,15 +75,15 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
         evaluation=ray.put(data.evaluation) if data.evaluation is not None else None,
         make_sink=_SinkOf(recorder),
     )
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    gpus = gpus_of_worker(ray.cluster_resources().get("GPU", 0))
     workdir = spec.scratch_dir / f"ray-train-{spec.job_id}-{spec.attempt}"
     trainer = _Trainer(
         _train_loop,
         train_loop_config={"loop": loop},
         scaling_config=ScalingConfig(
             num_workers=spec.config.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": spec.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": spec.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
         run_config=RunConfig(
             name=f"{spec.job_id}-{spec.attempt}",
@@ -102,6 +104,13 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
     if not isinstance(answer, LoopResult):
         raise RuntimeError("The worker group ended without a result.")
     return answer
+
+
+def gpus_of_worker(cluster_gpus: float) -> float:
+    """One each; where the cluster has just one, what serving leaves of it."""
+    if cluster_gpus < 1:
+        return 0.0
+    return 1 - gpus_of_replica(cluster_gpus) if cluster_gpus == 1 else 1.0
 
 
 def _prepare(spec: JobSpec) -> PreparedData:
@@ -135,9 +144,11 @@ class _Trainer(TorchTrainer):
     """There is no public way to say which errors are final, nor that there are no Ray data sets; both are said here."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        # It starts an actor for data sets that we do not have, and the workers wait for it.
+        # Each of these starts an actor that the workers wait for: one for data sets, which we do not have, and one that
+        # removes the placement group of a controller that died, which the end of the driver's Ray Job does anyway.
+        unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
+        return [each for each in callbacks if not isinstance(each, unneeded)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = FinalErrorsEndTheRun(arguments["failure_policy"])

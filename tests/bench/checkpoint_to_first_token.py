@@ -99,7 +99,11 @@ async def measure(hidden: int, rounds: int, storage_url: str, endpoint_url: str)
     ratios = {}
     for tier in TIERS:
         each = sorted(c / w for c, w in zip(milliseconds[tier], milliseconds["warm"], strict=True))
-        ratios[tier] = {"median": round(statistics.median(each), 3), "min": round(each[0], 3), "max": round(each[-1], 3)}
+        ratios[tier] = {
+            "median": round(statistics.median(each), 3),
+            "min": round(each[0], 3),
+            "max": round(each[-1], 3),
+        }
     return {
         "hidden": hidden, "rounds": rounds, "adapter_mb": round(len(pattern.data) / 1e6, 1),
         "milliseconds": {name: round(statistics.median(values), 2) for name, values in milliseconds.items()},

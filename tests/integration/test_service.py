@@ -62,7 +62,9 @@ def finished(client, rows):
     def on_checkpoint(context):
         job = client.get_job(context.job.id)
         seen["statuses"].append(job.status)
-        reply = context.infer(messages=[{"role": "user", "content": "hello"}], max_tokens=8, temperature=0, stream=False)
+        reply = context.infer(
+            messages=[{"role": "user", "content": "hello"}], max_tokens=8, temperature=0, stream=False
+        )
         streamed = context.infer(messages=[{"role": "user", "content": "hello"}], max_tokens=8, temperature=0)
         seen["answers"].append((context.step, reply.json(), text_of(streamed)))
 

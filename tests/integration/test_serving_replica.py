@@ -36,7 +36,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
     store = LocalStore(folder / "store")
     adapters = [make_adapter(model, folder / f"a{i}", seed=i) for i in range(2)]
     probe = probe_of(model, adapters[0], list(range(5, 40)))
-    manifests = [commit_adapter(store, a, "job", i, base_model=base, probe=None if i else probe) for i, a in enumerate(adapters)]
+    manifests = [
+        commit_adapter(store, a, "job", i, base_model=base, probe=None if i else probe) for i, a in enumerate(adapters)
+    ]
     args = InferenceArgs(
         base_model=base, base_precision="fp32", storage_url=f"file://{folder / 'store'}", cache_dir=str(folder / "cache"),
         slots=2, rows=4, max_len=256, cpu_threads=1,

@@ -39,7 +39,9 @@ def test_arguments_that_cannot_work_are_refused():
 
 
 def test_application_asks_for_no_cpu():
-    args = InferenceArgs(base_model="a/b", base_precision="fp32", storage_url="file:///x", cache_dir="/y", num_replicas=2)
+    args = InferenceArgs(
+        base_model="a/b", base_precision="fp32", storage_url="file:///x", cache_dir="/y", num_replicas=2
+    )
     deployment = build_app(args)._bound_deployment
     assert deployment.name == "LLMServer"
     assert deployment.num_replicas == 2

@@ -49,7 +49,9 @@ def world(llama: Any, tmp_path: Path) -> Iterator[SimpleNamespace]:
         cache_dir=str(tmp_path / "cache"), slots=2, rows=4, max_len=256, cpu_threads=1,
     )  # fmt: skip
     server = LLMServer(args)
-    yield SimpleNamespace(server=server, adapters=adapters, manifests=manifests, probes=probes, store=store, model=llama)
+    yield SimpleNamespace(
+        server=server, adapters=adapters, manifests=manifests, probes=probes, store=store, model=llama
+    )
     server.close()
 
 

@@ -265,6 +265,7 @@ async def test_row_that_is_not_finite_fails_alone(llama, make_engine):
 async def test_failed_step_fails_its_requests_and_the_engine_goes_on(llama, make_engine, monkeypatch):
     engine = make_engine(llama)
     with monkeypatch.context() as patch:
+
         def broken(*_: Any) -> None:
             raise RuntimeError("out of memory")
 
