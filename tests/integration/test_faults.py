@@ -64,19 +64,26 @@ def assert_same_curve(events, undisturbed):
     assert losses(events) == pytest.approx(undisturbed, abs=1e-4)
 
 
-@pytest.mark.parametrize("part", sorted(PARTS))
-def test_a_killed_process_costs_nothing(part, service, client, rows, undisturbed):
-    job = client.create_job(f"kill the {part}", config(rows))
+# Two in a run, each at a moment of its own: every part dies once, and no test is only about one death.
+@pytest.mark.parametrize("parts", [("api", "recorder"), ("controller", "replica"), ("driver", "worker")], ids="+".join)
+def test_a_killed_process_costs_nothing(parts, service, client, rows, undisturbed):
+    job = client.create_job(f"kill {parts}", config(rows))
     follower = Follower(client, job.id)
-    # Between the first step and the last but one checkpoint, at a moment that is another one in every run.
-    after = random.randint(1, STEPS - SAVE_EVERY - 1)
-    follower.wait_for(lambda e: e.type == event.LOG and e.data["step"] >= after)
-    service.kill(part)
+    # Between the first step and the last but one checkpoint, other moments in every run.
+    moments = sorted(random.sample(range(1, STEPS - SAVE_EVERY), len(parts)))
+    for part, after in zip(random.sample(parts, len(parts)), moments, strict=True):
+        follower.wait_for(lambda e, after=after: e.type == event.LOG and e.data["step"] >= after)
+        service.kill(part)
     events = follower.join()
     assert_whole(events)
     assert_same_curve(events, undisturbed)
     assert client.get_job(job.id).status == "completed"
     assert_checkpoints_answer(client, job.id, events)
+
+
+def test_the_pairs_above_name_every_part():
+    named = {"api", "recorder", "controller", "replica", "driver", "worker"}
+    assert named == set(PARTS)
 
 
 def test_a_job_accepted_just_before_everything_dies_is_not_lost(service, client, rows, undisturbed):
