@@ -1,6 +1,6 @@
 """Submits a job file to arkor-ray, follows it, and asks every checkpoint the same question while training goes on.
 
-    python jobs/finetune.py jobs/examples/triage.yaml "Where is my parcel? I ordered it three weeks ago."
+python jobs/finetune.py jobs/examples/triage.yaml "Where is my parcel? I ordered it three weeks ago."
 """
 
 from __future__ import annotations

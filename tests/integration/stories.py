@@ -12,7 +12,23 @@ from arkor_ray.schemas import event
 from arkor_ray.schemas.event import Event
 
 STEPS, SAVE_EVERY = 40, 10
-WORDS = "please help my order invoice printer login refund account late broken update password thanks again".split()
+WORDS = [
+    "please",
+    "help",
+    "my",
+    "order",
+    "invoice",
+    "printer",
+    "login",
+    "refund",
+    "account",
+    "late",
+    "broken",
+    "update",
+    "password",
+    "thanks",
+    "again",
+]
 
 
 def write_rows(path: Path, rows: int = 160, seed: int = 0) -> str:
