@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
-from arkor_ray.errors import ArkorError, InternalError, ServiceUnavailableError
+from arkor_ray.errors import InternalError, ServiceUnavailableError
 from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
 
@@ -84,7 +84,7 @@ class RayInferenceGateway:
                 try:
                     return await self._first_item(handle, base_model, precision, request, adapter_id)
                 except (Exception, asyncio.CancelledError) as error:
-                    if arkor_cause(error) is None:
+                    if serving.arkor_cause(error) is None:
                         # Nobody answered: the application may be gone, so the next request looks anew.
                         self._handles.pop((base_model, precision), None)
                     if _cancelled_by_us(error) or not self._may_retry(error):
@@ -127,7 +127,7 @@ class RayInferenceGateway:
         """The ArkorError to raise for `error`; our own cancellation stays what it is."""
         if _cancelled_by_us(error):
             return error
-        if (cause := arkor_cause(error)) is not None:
+        if (cause := serving.arkor_cause(error)) is not None:
             return cause
         if self._may_retry(error):
             return ServiceUnavailableError(f"The inference replica {what}; try again", retry_after=2)
@@ -164,17 +164,6 @@ class RayDriverLogs:
         return str(await _ask_controller("driver_logs", submission_id))
 
 
-def arkor_cause(error: BaseException) -> ArkorError | None:
-    """The ArkorError that a replica raised: Ray's exceptions carry it as their cause, and look like it without being it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = seen.__dict__.get("cause")
-        if isinstance(seen, ArkorError) and not isinstance(inner, BaseException):
-            return seen
-        seen = inner if isinstance(inner, BaseException) else None
-    return None
-
-
 def _cancelled_by_us(error: BaseException) -> bool:
     """A replica that shuts down cancels its requests, and that arrives here as a cancellation that nobody asked for."""
     task = asyncio.current_task()
@@ -190,4 +179,6 @@ async def _ask_controller(method: str, *args: Any) -> Any:
     except ValueError as error:  # no such actor
         raise ServiceUnavailableError("The controller is starting; try again", retry_after=1) from error
     except ray.exceptions.RayError as error:
-        raise arkor_cause(error) or ServiceUnavailableError("The controller does not answer; try again") from error
+        raise serving.arkor_cause(error) or ServiceUnavailableError(
+            "The controller does not answer; try again"
+        ) from error

@@ -50,15 +50,16 @@ async def admit(manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
 
 def plain_error(error: BaseException) -> ArkorError:
     """The ArkorError inside a Ray error, or ServiceUnavailableError for a dead or unreachable process."""
-    cause: BaseException | None = error
-    while cause is not None:
-        # Ray raises a class that is both RayTaskError and the original; its `cause` is the original itself.
-        original = getattr(cause, "cause", None)
-        if isinstance(original, ArkorError):
-            return original
-        if isinstance(cause, ArkorError):
-            return cause
-        cause = original if isinstance(original, BaseException) else cause.__cause__
-    return ServiceUnavailableError(
-        f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}", retry_after=2
-    )
+    last_line = (str(error).strip().splitlines() or [""])[-1][:300]
+    return arkor_cause(error) or ServiceUnavailableError(f"{type(error).__name__}: {last_line}", retry_after=2)
+
+
+def arkor_cause(error: BaseException) -> ArkorError | None:
+    """The ArkorError that a replica raised: Ray's exceptions carry it as their cause, and look like it without being it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = seen.__dict__.get("cause")
+        if isinstance(seen, ArkorError) and not isinstance(inner, BaseException):
+            return seen
+        seen = inner if isinstance(inner, BaseException) else None
+    return None
