@@ -19,12 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from arkor_ray.errors import ConflictError, ServiceUnavailableError
+from arkor_ray.errors import ConflictError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.settings import Settings
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job fit on the smallest laptop
+
+
+# What every process of one service must agree on.
+SHARED_SETTINGS = tuple(
+    f"ARKOR_RAY_{name}"
+    for name in ("DATABASE_URL", "STORAGE_URL", "S3_ENDPOINT_URL", "MODELS", "PUBLIC_URL", "CLUSTER")
+)
 
 
 class Instance:
@@ -117,7 +124,7 @@ class LocalRay:
     ) -> None:
         from arkor_ray import service
 
-        service.stop()
+        service.stop(ray_goes_on=self._process is None)
         self._end()
 
     def _start_head(self) -> str:
@@ -168,6 +175,25 @@ class LocalRay:
         from arkor_ray.jobs.controller import NAMESPACE
 
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+        if self._address is not None:
+            self._check_environment()
+
+    def _check_environment(self) -> None:
+        """The processes of a joined Ray read their own environment, and it must say the same as ours.
+
+        Raises InvalidRequestError that names the variables. They are not handed over with the jobs, where Ray would show
+        their secrets.
+        """
+        import ray
+
+        theirs = ray.get(ray.remote(num_cpus=0)(_settings_here).remote(), timeout=60)
+        ours = self.settings.environment()
+        other = [name for name in SHARED_SETTINGS if ours.get(name) != theirs.get(name)]
+        if other:
+            raise InvalidRequestError(
+                f"{', '.join(other)}: the processes of the Ray at {self._address} have other values than this command, "
+                "or none; start Ray with the same ARKOR_RAY_* variables"
+            )
 
     def _end(self) -> None:
         """Disconnects and ends the Ray we started: politely, then every process that is left of it."""
@@ -190,6 +216,10 @@ class LocalRay:
 
     def _log_path(self) -> Path:
         return self.settings.data_dir / "ray.log"
+
+
+def _settings_here() -> dict[str, str]:
+    return Settings.load().environment()
 
 
 def free_ports(count: int) -> list[int]:

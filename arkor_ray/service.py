@@ -34,11 +34,15 @@ def start(settings: Settings) -> None:
     controller = ensure_controller()
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=settings.host, port=settings.port))
     serve.run(build_api(settings), name=APPLICATION, route_prefix="/")
-    wait_until_ready(settings.api_url, controller)
+    wait_until_ready(settings.local_url, controller)
 
 
-def stop() -> None:
-    """Lets the controller give up its lease, so that the next start need not wait for it to expire."""
+def stop(*, ray_goes_on: bool = False) -> None:
+    """Lets the controller give up its lease, so that the next start need not wait for it to expire.
+
+    Where `ray_goes_on` without us, our Serve applications are deleted, and only ours. Jobs under way train on; the next
+    start finds them.
+    """
     import ray
 
     from arkor_ray.jobs.controller import NAME, NAMESPACE
@@ -48,7 +52,13 @@ def stop() -> None:
         ray.get(controller.stop.remote(), timeout=5)
         ray.kill(controller)
     except (ValueError, ray.exceptions.RayError):
-        return  # it is not there, or busy: the lease expires by itself
+        pass  # it is not there, or busy: the lease expires by itself
+    if ray_goes_on:
+        from ray import serve
+
+        for name in serve.status().applications:
+            if name == APPLICATION or name.startswith("inference-"):
+                serve.delete(name)
 
 
 def wait_until_ready(api_url: str, controller: Any, timeout_s: float = READY_TIMEOUT_S) -> None:

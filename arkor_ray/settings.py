@@ -6,6 +6,7 @@ storage and its catalogue; combinations that would lose data are refused here wi
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
     checkpoint_ready_timeout_s: float = Field(
         default=240.0,
         gt=0,
+        le=540,
         description="How long checkpoint.saved waits for serving before it goes out with ready false.",
     )
     default_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -140,6 +142,12 @@ class Settings(BaseSettings):
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
         """From the environment, `overrides` first. Raises InvalidRequestError with one sentence."""
+        known = {f"ARKOR_RAY_{name.upper()}" for name in cls.model_fields}
+        for name in os.environ:
+            if name.startswith("ARKOR_RAY_") and not name.startswith("ARKOR_RAY_TEST_") and name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                raise InvalidRequestError(f"{name} is no setting{hint}", param=name)
         try:
             return cls(**overrides)
         except ValidationError as error:
@@ -163,7 +171,14 @@ class Settings(BaseSettings):
 
     @property
     def api_url(self) -> str:
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        """How clients reach the API. A server that listens everywhere is shown as on this machine; set public_url."""
+        return (self.public_url or self.local_url).rstrip("/")
+
+    @property
+    def local_url(self) -> str:
+        """How this machine reaches the API."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{self.port}"
 
     @property
     def demo_base_cache(self) -> Path:

@@ -14,12 +14,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from arkor_ray.db.session import DATABASE_AWAY
 from arkor_ray.errors import (
     ArkorError,
     InternalError,
@@ -34,7 +33,6 @@ from arkor_ray.schemas.base import invalid_request
 logger = logging.getLogger(__name__)
 
 # The database is away, or too busy to be reached: worth another try, unlike its other errors.
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
 def install(app: FastAPI) -> None:

@@ -11,9 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from arkor_ray.api.app import create_app
-from arkor_ray.api.error_handlers import DATABASE_AWAY
 from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
-from arkor_ray.db.session import Database
+from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.jobs.controller import ensure_controller
 from arkor_ray.settings import Settings
 

@@ -45,7 +45,8 @@ def up(
     data_dir = data_dir.expanduser().absolute()
     try:
         with Instance(data_dir) as instance:
-            settings = _settings(host, port, data_dir, alias or [], storage, database_url)
+            demo = ray_address is None  # on a cluster the other nodes do not have it
+            settings = _settings(host, port, data_dir, alias or [], storage, database_url, with_demo_base=demo)
             with LocalRay(settings, address=ray_address) as local_ray:
                 _stop_on_signals()  # again: connecting to Ray has put handlers of its own in their place
                 settings = local_ray.settings
@@ -65,6 +66,8 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     if instance is None:
         print(f"No arkor-ray is running in {data_dir}")
         return
+    if not instance["pid"]:  # it is just starting or just ending: 0 would mean our own process group
+        raise ConflictError(f"The arkor-ray in {data_dir} is starting or stopping; try again")
     os.kill(instance["pid"], signal.SIGTERM)
     deadline = time.monotonic() + 30
     while read_instance(data_dir.expanduser().absolute()) is not None:
@@ -121,7 +124,9 @@ def _interrupt(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _settings(host: str, port: int, data_dir: Path, alias: list[str], storage: str, database_url: str) -> Settings:
+def _settings(
+    host: str, port: int, data_dir: Path, alias: list[str], storage: str, database_url: str, *, with_demo_base: bool
+) -> Settings:
     """Settings of this instance: command line over environment over defaults, with the demo base in the catalogue."""
     try:
         from arkor_ray.settings import DEMO_BASE, Settings
@@ -139,7 +144,7 @@ def _settings(host: str, port: int, data_dir: Path, alias: list[str], storage: s
         if not (name and equals and model):
             raise InvalidRequestError(f"--alias {entry}: write NAME=MODEL", param="alias")
         aliases[name] = model
-    if DEMO_BASE not in aliases:
+    if with_demo_base and DEMO_BASE not in aliases:
         aliases[DEMO_BASE] = str(_demo_base(settings.demo_base_cache))
     return Settings.load(**given, models=aliases)
 

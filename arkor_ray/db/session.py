@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
+
+# What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again.
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
 class Database:

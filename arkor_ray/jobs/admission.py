@@ -10,13 +10,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from arkor_ray.errors import DatasetError, InvalidRequestError
-from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource
+from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource, is_public_address
 from arkor_ray.schemas.job import JobConfig, JobCreate, hide_token
 from arkor_ray.settings import Settings
 
 # `datasets` takes a name that is a path for a local directory, so only what can be a name of the Hub may pass.
-_HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# A name without an owner may be one of its file readers ("json", "text"), which read the directory they run in.
+_HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def is_private_host(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     address = _address(host)
-    return address is not None and not _is_public(address)
+    return address is not None and not is_public_address(address)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -100,13 +100,3 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.IPv4Address(socket.inet_aton(host)) if host and " " not in host else None
     except (OSError, UnicodeEncodeError):
         return None
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-        if inner is not None:
-            return _is_public(inner)
-    return address.is_global and not address.is_multicast

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from arkor_ray.db import jobs, leases
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
-from arkor_ray.errors import ArkorError, ModelError, ServiceUnavailableError
+from arkor_ray.errors import ModelError, ServiceUnavailableError
 from arkor_ray.events import publisher
 from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
@@ -62,7 +61,7 @@ class Reconciler:
         for job in open_jobs:
             try:
                 launched = self._advance(job, may_launch=free > 0)
-            except (ArkorError, SQLAlchemyError, RuntimeError, OSError):
+            except Exception:  # whatever is wrong with one job must not keep the others waiting
                 logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
                 continue
             free -= launched
@@ -112,7 +111,13 @@ class Reconciler:
     def _fail(self, job: JobRow, error: str) -> None:
         with self._db.write() as session:
             publisher.finish(
-                session, job.id, JobStatus.FAILED, type=event.FAILED, fields={"error": error, "step": None}, error=error
+                session,
+                job.id,
+                JobStatus.FAILED,
+                type=event.FAILED,
+                fields={"error": error, "step": None},
+                error=error,
+                attempt=job.attempt,
             )
 
 
@@ -161,16 +166,22 @@ class Serving:
 
         from arkor_ray.serving.app import build_app, inference_args
 
-        application = serve.status().applications.get(name)
-        if application is not None and application.status == ApplicationStatus.RUNNING:
-            return
+        # Serve repairs what is starting or has lost a replica; running it anew would replace the replicas that are well.
+        on_the_way = (ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY, ApplicationStatus.DELETING)
+        while (application := serve.status().applications.get(name)) is not None:
+            if application.status == ApplicationStatus.RUNNING:
+                return
+            if application.status not in on_the_way:
+                break
+            time.sleep(0.2)
         logger.info("Starting serving application %s for %s (%s)", name, base_model, base_precision)
         try:
             serve.run(
                 build_app(inference_args(self._settings, base_model, base_precision)), name=name, route_prefix=None
             )
         except RuntimeError as error:  # Serve gives up on a deployment whose replicas end again and again
-            reason = str(serve.status().applications[name].message or error)
+            failed = serve.status().applications.get(name)
+            reason = str((failed and failed.message) or error)
             if ModelError.__name__ in reason:
                 raise ModelError(f"The base model {base_model} cannot be served: {reason[-600:]}") from error
             raise ServiceUnavailableError(f"Serving of {base_model} did not start: {reason[-600:]}") from error
@@ -216,7 +227,7 @@ class Controller:
                 if reconciler is None:
                     reconciler = Reconciler(self._settings, db, RayJobsLauncher(), self._serving)
                 reconciler.turn()
-            except (SQLAlchemyError, ConnectionError, RuntimeError):
+            except Exception:  # a loop that ends leaves every job where it is, and nobody would notice
                 logger.exception("The controller's turn failed; the next one tries again")
             self._stopping.wait(TURN_S)
         if reconciler is not None:

@@ -106,7 +106,8 @@ def decide(job: JobView, submission: SubmissionState, now: datetime, limits: Lim
     if submission is SubmissionState.MISSING:
         # Ray restarted, or we died between claiming the attempt and submitting it: nobody's fault, no charge.
         return Relaunch(now + timedelta(seconds=BACKOFF_S[0]), charged=False, reason="Ray does not know the submission")
-    reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (f": {detail}" if detail else "")
+    last_line = (detail.strip().splitlines() or [""])[-1][:300]  # Ray's message may quote the whole log
+    reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (last_line and f": {last_line}")
     if job.retries >= limits.max_retries:
         return GiveUp(f"Lost to infrastructure {job.retries + 1} times; {reason}")
     delay = BACKOFF_S[min(job.retries, len(BACKOFF_S) - 1)]

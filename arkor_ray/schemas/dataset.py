@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from arkor_ray.schemas.base import WireModel
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 DatasetFormatName = Literal["chatml", "sharegpt", "alpaca", "prompt_completion", "text"]
 
@@ -39,7 +42,7 @@ class BlobSource(WireModel):
 
     type: Literal["blob"]
     url: str
-    token: str | None = None
+    token: str | None = Field(default=None, repr=False)
 
     @field_validator("url")
     @classmethod
@@ -79,3 +82,14 @@ class HoldOut(WireModel):
     enabled: bool = False
     test_size: float = Field(default=0.1, gt=0, lt=1)
     seed: int = Field(default=42, ge=0, lt=2**32)
+
+
+def is_public_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address, also one that wraps another (mapped, 6to4, Teredo, NAT64), is of the public internet."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            return is_public_address(inner)
+    return address.is_global and not address.is_multicast

@@ -39,6 +39,8 @@ LR_SCHEDULERS = (
     "inverse_sqrt",
 )
 
+MAX_LORA_RANK = 256  # what serving accepts: a job whose adapters could not answer is refused
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -150,7 +152,7 @@ class JobConfig(WireModel):
     save_steps: Steps = Field(default=StepSpec(ratio=0.25), description="Absent: every quarter of the run.")
     eval_steps: Steps | None = None
 
-    lora_r: Int = Field(default=16, ge=1, le=512)
+    lora_r: Int = Field(default=16, ge=1, le=MAX_LORA_RANK)
     lora_alpha: Int = Field(default=16, ge=1, le=4096)
     max_length: Int | None = Field(default=None, ge=8, le=1_048_576, description="Tokens; absent: the model's context.")
     load_in_4bit: bool = Field(default=False, alias="loadIn4bit")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from arkor_ray.schemas.checkpoint import BasePrecision
+from arkor_ray.schemas.job import MAX_LORA_RANK
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -34,7 +35,7 @@ class InferenceArgs(BaseModel):
     slots: int = Field(default=16, ge=1, description="Adapters in device memory.")
     rows: int = Field(default=16, ge=1, description="Requests that run at once; more wait.")
     max_len: int = Field(default=2048, ge=16, description="Tokens of prompt and answer together.")
-    max_rank: int = Field(default=256, ge=1, description="The largest LoRA rank accepted.")
+    max_rank: int = Field(default=MAX_LORA_RANK, ge=1, description="The largest LoRA rank accepted.")
     prefill_budget: int | None = Field(
         default=None, ge=1, description="Prompt tokens read between two decode steps; by device when absent."
     )

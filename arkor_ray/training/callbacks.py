@@ -42,7 +42,7 @@ class EventSink(Protocol):
         """Whether the job was cancelled; a cached answer."""
 
     def flush(self, timeout: float) -> None:
-        """Returns when all that was told so far is durable; raises TrainingError when that takes longer than `timeout` s."""
+        """Returns when all that was told is durable; raises TrainingError when nothing at all became so for `timeout` s."""
 
     def close(self) -> None:
         """Nothing more will be told. Does not wait: what is not flushed may be lost with the process."""
@@ -139,7 +139,10 @@ class RayEventSink:
 
     def flush(self, timeout: float) -> None:
         with self._progress:
-            if not self._progress.wait_for(lambda: not self._announcing and self._durable == self._told, timeout):
+            while self._announcing or self._durable < self._told:
+                before = (self._announcing, self._durable)
+                if self._progress.wait_for(lambda before=before: (self._announcing, self._durable) != before, timeout):  # type: ignore[misc]
+                    continue
                 raise TrainingError(
                     f"{self._told - self._durable} events and {self._announcing} checkpoints did not reach the job's "
                     f"recorder within {timeout:g} s."

@@ -133,7 +133,7 @@ class _Tokenizing:
             self.rows += 1
             try:
                 self.samples.append(self.encoder.encode(self._parse(row)))
-            except RowError as error:
+            except (RowError, UnicodeError) as error:
                 self.rejected.append((number, str(error)))
 
     def _parse(self, row: Row) -> Conversation | PlainText:

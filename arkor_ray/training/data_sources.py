@@ -21,7 +21,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 import httpx
 
 from arkor_ray.errors import DatasetError, ObjectNotFoundError, ServiceUnavailableError
-from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource
+from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource, is_public_address
 from arkor_ray.schemas.job import JobConfig
 from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
@@ -54,7 +54,7 @@ def load_rows(job_id: str, config: JobConfig, store: ObjectStore, policy: Datase
     else:
         splits = load_from_hub(source, config, policy)
     for name, rows in splits.items():
-        lines = b"".join(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n" for row in rows)
+        lines = b"".join(json.dumps(row, default=str).encode() + b"\n" for row in rows)
         store.put(f"{prefix}{name}.jsonl", lines)
     store.put(index_key, json.dumps(sorted(splits)).encode())
     return splits
@@ -94,14 +94,12 @@ def parse_rows(data: bytes) -> Iterator[Row]:
 
 def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetPolicy) -> dict[str, list[Row]]:
     """`datasets.load_dataset` with name, subset and split untouched; private ones by the server's own Hub token."""
-    if not policy.allow_local_paths and (
-        not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source.name) or Path(source.name).exists()
-    ):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source.name) or Path(source.name).exists():
         raise DatasetError(f"{source.name!r} is no data set name of the Hub; write owner/name.")
     import datasets
 
     split = source.split or (config.dataset_split if isinstance(config.dataset_split, str) else None) or "train"
-    rows = _load_split(source, split)
+    rows = _load_split(source, split, policy)
     splits = {"train": rows}
     if config.dataset_split is None and config.eval_steps is not None:
         try:
@@ -111,16 +109,19 @@ def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetP
             available = []
         own = next((name for name in ("validation", "test") if name in available and not split.startswith(name)), None)
         if own is not None:
-            splits["eval"] = _load_split(source, own)
+            splits["eval"] = _load_split(source, own, policy)
     return splits
 
 
-def _load_split(source: HuggingFaceSource, split: str) -> list[Row]:
+def _load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) -> list[Row]:
     import datasets
 
     for attempt in range(1, FETCH_ATTEMPTS + 1):
         try:
+            _check_files(source, datasets.load_dataset_builder(source.name, source.subset), policy)
             return list(datasets.load_dataset(source.name, source.subset, split=split))
+        except DatasetError:
+            raise
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:
             if attempt == FETCH_ATTEMPTS or "offline" in str(error).lower():
                 raise ServiceUnavailableError(
@@ -130,6 +131,17 @@ def _load_split(source: HuggingFaceSource, split: str) -> list[Row]:
         except Exception as error:
             raise DatasetError(f"Data set {source.name!r} (split {split!r}) cannot be loaded: {error}") from error
     raise AssertionError("unreachable")
+
+
+def _check_files(source: HuggingFaceSource, builder: Any, policy: DatasetPolicy) -> None:
+    """A repository's card may name files anywhere, this machine's and its network's included: only its own may be read."""
+    files = [str(file) for found in (builder.config.data_files or {}).values() for file in found]
+    own = f"hf://datasets/{source.name}@".lower()
+    if foreign := [file for file in files if not file.lower().startswith(own)]:
+        raise DatasetError(f"Data set {source.name!r} names files outside its own repository, such as {foreign[0]!r}.")
+    size = builder.info.download_size or 0
+    if size > policy.max_bytes:
+        raise DatasetError(f"Data set {source.name!r} has {size} bytes, more than the limit of {policy.max_bytes}.")
 
 
 def fetch_blob(source: BlobSource, policy: DatasetPolicy) -> bytes:
@@ -211,8 +223,7 @@ def _public_address(host: str, port: int) -> str:
         raise ServiceUnavailableError(f"The host name {host!r} cannot be resolved: {error.strerror}") from error
     for text in sorted(found):
         address = ipaddress.ip_address(text.partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-        if not (address.is_global and mapped.is_global) or address.is_multicast or mapped.is_multicast:
+        if not is_public_address(address):
             raise DatasetError(
                 f"The host {host!r} of the data set is at a private address, which this server does not fetch from; the "
                 "operator allows it with ARKOR_RAY_DATASETS_ALLOW_PRIVATE_HOSTS=1."

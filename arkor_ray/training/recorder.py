@@ -8,6 +8,7 @@ not have, and every event has a key; so Ray may restart it and send unfinished c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from arkor_ray.db import checkpoints
-from arkor_ray.db.session import Database
+from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.db.tables import JobRow
 from arkor_ray.errors import AdapterError, ArkorError, ModelError
 from arkor_ray.events import publisher
@@ -81,6 +82,9 @@ class Recorder:
 
     async def notice(self, type: str, data: dict[str, Any]) -> None:
         """An event of our own, such as dataset.preflight or checkpoint.delayed; one per type and step."""
+        started = lambda s: publisher.is_recorded(s, self._job_id, "started")  # noqa: E731
+        if not self._opened.is_set() and await self._write(started):  # we are a recorder that was restarted
+            self._opened.set()
         await self._opened.wait()
         await self._append(NewEvent(type, f"{type}:{data.get('step', '')}", data))
 
@@ -101,6 +105,7 @@ class Recorder:
             if await self._write(lambda s: publisher.is_recorded(s, self._job_id, key)) is not False:
                 return
             fields = await self._load(found)
+            fields.pop("refused", None)
             await self._write(lambda s: self._announce(s, found, key, fields))
             self._staged.pop(found.adapter_id, None)
 
@@ -108,7 +113,17 @@ class Recorder:
         """The final adapter is committed: loads it, then ends the job. False if the job had ended before."""
         found = CheckpointManifest.model_validate(manifest)
         async with self._announcing:
-            fields = await self._load(found)
+            while not (fields := await self._load(found))["ready"]:
+                # Completed means that the final adapter answers. Serving that is away is waited for; a refusal is final.
+                if fields.pop("refused", False):
+                    error = f"The final adapter is stored, but cannot be served: {fields['reason']}"
+                    return bool(
+                        await self._write(
+                            lambda s, e=error: self._finish(s, JobStatus.FAILED, event.FAILED, e, found.step)  # type: ignore[misc]
+                        )
+                    )
+                if await self.should_stop():
+                    return False
             fields |= {"metrics": metrics}
             return bool(await self._write(lambda s: self._complete(s, found, fields)))
 
@@ -131,13 +146,19 @@ class Recorder:
         """Fields of the announcement. Serving gets `checkpoint_ready_timeout_s` to answer with the adapter."""
         await self._write(lambda s: checkpoints.record(s, manifest).adapter_id)
         data = self._staged.get(manifest.adapter_id)
+        if data is not None and hashlib.sha256(data).hexdigest() != manifest.weights.sha256:
+            data = None  # staged by an attempt that did not get to commit: what counts is in storage
         limit = self._settings.checkpoint_ready_timeout_s
-        ready, reason, answer = False, "", dict[str, Any]()
+        ready, reason, refused, answer = False, "", False, dict[str, Any]()
         try:
             async with asyncio.timeout(limit):
-                ready, reason, answer = await self._admit(manifest, data)
+                answer = await self._admit(manifest, data)
+                ready = bool(answer)
+                reason = "" if ready else "the job has ended"
         except TimeoutError:
             reason = f"serving did not load it within {limit:g} s; the first request will"
+        except (AdapterError, ModelError) as error:
+            reason, refused = error.message, True
         if not ready:
             logger.warning("Adapter %s is announced without being loaded: %s", manifest.adapter_id, reason)
         return {
@@ -146,22 +167,26 @@ class Recorder:
             "manifestSha256": manifest.sha256,
             "ready": ready,
             **({"reason": reason} if reason else {}),
+            **({"refused": True} if refused else {}),
             **({"parity": answer["parity"]} if answer.get("parity") else {}),
         }
 
-    async def _admit(self, manifest: CheckpointManifest, data: bytes | None) -> tuple[bool, str, dict[str, Any]]:
-        """(ready, reason, answer); tries again until it is cancelled, unless the adapter itself is at fault."""
+    async def _admit(self, manifest: CheckpointManifest, data: bytes | None) -> dict[str, Any]:
+        """What serving said, or {} once the job has ended. Tries again until it is cancelled.
+
+        Raises AdapterError or ModelError, which trying again would not mend.
+        """
         delay = 0.2
         while not await self.should_stop():
             try:
-                return True, "", await serving.admit(manifest.model_dump(mode="json"), data)
-            except (AdapterError, ModelError) as error:  # trying again would not help
-                return False, error.message, {}
+                return await serving.admit(manifest.model_dump(mode="json"), data)
+            except (AdapterError, ModelError):
+                raise
             except ArkorError as error:
                 logger.warning("Serving cannot load %s yet: %s", manifest.adapter_id, error)
             await asyncio.sleep(delay)
             delay = min(2 * delay, 5.0)
-        return False, "the job has ended", {}
+        return {}
 
     def _announce(self, session: Session, manifest: CheckpointManifest, key: str, fields: dict[str, Any]) -> int | None:
         fields = self._with_artifacts(session, manifest, fields)
@@ -239,7 +264,7 @@ class Recorder:
         while True:
             try:
                 return await asyncio.to_thread(self._transaction, operations)
-            except SQLAlchemyError:
+            except DATABASE_AWAY:
                 logger.warning("The database does not take events; trying again in %.1f s", delay, exc_info=True)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from arkor_ray.schemas.dataset import BlobSource
 from arkor_ray.schemas.job import BITSANDBYTES_OPTIMIZERS
 from arkor_ray.serving.app import gpus_of_replica
 from arkor_ray.training.callbacks import RayEventSink
@@ -46,7 +47,7 @@ def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = l
         data = _prepare(spec)
         on_data_stored()
         recorder.notice.remote("dataset.preflight", data.preflight)
-        result = fit(spec, data, recorder)
+        result = fit(_without_token(spec), data, recorder)
     except FINAL_ERRORS as error:
         logger.error("The job has failed: %s", error.message)
         if "preflight" in error.fields:
@@ -104,6 +105,14 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
     if not isinstance(answer, LoopResult):
         raise RuntimeError("The worker group ended without a result.")
     return answer
+
+
+def _without_token(spec: JobSpec) -> JobSpec:
+    """For the workers, which need no rows from outside; Ray Train writes their configuration into its own state."""
+    source = spec.config.dataset_source
+    if isinstance(source, BlobSource) and source.token is not None:
+        source = source.model_copy(update={"token": None})
+    return replace(spec, config=spec.config.model_copy(update={"dataset_source": source}))
 
 
 def gpus_of_worker(cluster_gpus: float) -> float:

@@ -96,13 +96,13 @@ def test_url_that_is_none_is_refused_by_name(url: str) -> None:
     assert raised.value.param == "config.datasetSource.url"
 
 
-@pytest.mark.parametrize("name", ["arkorlab/triage-demo", "imdb", "a_b/c.d-e"])
+@pytest.mark.parametrize("name", ["arkorlab/triage-demo", "a_b/c.d-e"])
 def test_name_of_the_hub_is_accepted(name: str) -> None:
     assert submit({"type": "huggingface", "name": name, "split": "train[:500]"}).dataset_token is None
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc", "./rows", "../rows", "a/../b", "a/b/c", "https://x/y", "a b", "~/x", "a/.b", "-a"]
+    "name", ["json", "/etc", "./rows", "../rows", "a/../b", "a/b/c", "https://x/y", "a b", "~/x", "a/.b", "-a"]
 )
 def test_path_is_no_name_of_the_hub(name: str) -> None:
     """`datasets` would load a directory of the server by such a name."""

@@ -211,6 +211,11 @@ def hub_config(**wire) -> JobConfig:
     return JobConfig.parse({"model": "m", "datasetSource": source, **wire})
 
 
+def builder_of(*files: str, size: int | None = None):
+    config = SimpleNamespace(data_files={"train": list(files)})
+    return SimpleNamespace(config=config, info=SimpleNamespace(download_size=size))
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A stand-in for the `datasets` functions; returns the calls of load_dataset."""
@@ -222,6 +227,7 @@ def hub(monkeypatch):
         calls.append((name, subset, split))
         return [{"text": f"{split} row"}]
 
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: builder_of(f"hf://datasets/{name}@1/a"))
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, subset: ["train", "validation", "test"])
     return calls
@@ -246,7 +252,28 @@ def test_hub_names_and_splits_are_passed_on(hub, tmp_path, wire, calls) -> None:
     assert hub == calls
 
 
-@pytest.mark.parametrize("name", ["/etc", "../secret", "a/b/c", "-x"])
+@pytest.mark.parametrize("file", ["/etc/passwd", "http://169.254.169.254/x", "hf://datasets/other/name@1/a"])
+def test_a_repository_may_name_its_own_files_only(hub, monkeypatch, file) -> None:
+    import datasets
+
+    own = "hf://datasets/someone/tickets@1/a"
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: builder_of(own, file))
+    with pytest.raises(DatasetError, match="outside its own repository"):
+        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy())
+    assert hub == []
+
+
+def test_a_repository_over_the_limit_is_not_downloaded(hub, monkeypatch) -> None:
+    import datasets
+
+    large = builder_of("hf://datasets/someone/tickets@1/a", size=100)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: large)
+    with pytest.raises(DatasetError, match="100 bytes"):
+        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=99))
+    assert hub == []
+
+
+@pytest.mark.parametrize("name", ["json", "/etc", "../secret", "a/b/c", "-x"])
 def test_paths_are_no_hub_names(hub, name) -> None:
     source = HuggingFaceSource(type="huggingface", name=name)
     with pytest.raises(DatasetError, match="no data set name of the Hub"):
@@ -260,6 +287,6 @@ def test_an_unknown_dataset_is_the_users_error(monkeypatch) -> None:
     def missing(*args, **kwargs):
         raise datasets.exceptions.DatasetNotFoundError("doesn't exist on the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", missing)
+    monkeypatch.setattr(datasets, "load_dataset_builder", missing)
     with pytest.raises(DatasetError, match="doesn't exist"):
         load_from_hub(HuggingFaceSource(type="huggingface", name="a/b"), hub_config(), DatasetPolicy())

@@ -1,0 +1,174 @@
+"""The recorder on a real database, with a serving that is told what to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+
+from arkor_ray.db import jobs
+from arkor_ray.db.session import Database
+from arkor_ray.db.tables import Base, JobRow, OrgRow, ProjectRow
+from arkor_ray.errors import AdapterError, ServiceUnavailableError
+from arkor_ray.events.stream import read_events
+from arkor_ray.schemas import event
+from arkor_ray.schemas.base import utcnow
+from arkor_ray.schemas.checkpoint import CheckpointManifest, ManifestFile
+from arkor_ray.training import recorder as module
+from arkor_ray.training.recorder import Recorder
+
+WEIGHTS = b"weights"
+
+
+class FakeServing:
+    """Answers `admit`; `refuse` and `go_away` change what it says, `admitted` is what it was given."""
+
+    def __init__(self) -> None:
+        self.admitted: list[tuple[str, bytes | None]] = []
+        self.failures: list[Exception] = []
+
+    def refuse(self) -> None:
+        self.failures = [AdapterError("rank too large")] * 100
+
+    def go_away(self, times: int) -> None:
+        self.failures = [ServiceUnavailableError("starting")] * times
+
+    async def admit(self, manifest, data):
+        if self.failures:
+            raise self.failures.pop()
+        self.admitted.append((manifest["adapter_id"], data))
+        return {"adapter_id": manifest["adapter_id"], "parity": None}
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    fake = FakeServing()
+    monkeypatch.setattr(module.serving, "admit", fake.admit)
+    return fake
+
+
+@pytest.fixture
+def db(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_DATA_DIR", str(tmp_path))
+    database = Database(f"sqlite:///{tmp_path / 'arkor.db'}")
+    Base.metadata.create_all(database.engine)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def job_id(db):
+    with db.write() as session:
+        org = OrgRow(slug="org", name="Org")
+        session.add(org)
+        session.flush()
+        project = ProjectRow(org_id=org.id, slug="project", name="Project")
+        session.add(project)
+        session.flush()
+        created = jobs.create(session, org_id=org.id, project_id=project.id, name="j", config={}, dataset_token=None)
+        jobs.claim_attempt(session, created.id, attempt=1, submission_id="s")
+        return created.id
+
+
+def manifest(job_id: str, step: int, *, final: bool = False) -> dict:
+    return CheckpointManifest(
+        adapter_id=f"{job_id}-final" if final else f"{job_id}-step-{step}",
+        job_id=job_id,
+        step=step,
+        final=final,
+        base_model="/base",
+        base_precision="fp32",
+        r=8,
+        lora_alpha=16,
+        target_modules=["q_proj"],
+        files=[
+            ManifestFile(path="adapter_model.safetensors", size_bytes=7, sha256=hashlib.sha256(WEIGHTS).hexdigest())
+        ],
+        created_at=utcnow(),
+    ).model_dump(mode="json")
+
+
+def told(db, job_id):
+    with db.read() as session:
+        return [(e.type, e.step) for e in read_events(session, job_id)]
+
+
+def run(story):
+    return asyncio.run(asyncio.wait_for(story, 20))
+
+
+def test_notices_wait_for_the_start_and_a_restarted_recorder_does_not_wait_again(db, job_id, serving):
+    async def story():
+        first = Recorder(job_id, 1)
+        preflight = asyncio.create_task(first.notice("dataset.preflight", {}))
+        await asyncio.sleep(0.05)
+        await first.tell([("started", ({},)), ("log", ({"step": 1, "loss": 2.0},))])
+        await preflight
+        second = Recorder(job_id, 1)  # as after a SIGKILL
+        await second.notice("checkpoint.delayed", {"step": 1})
+
+    run(story())
+    types = [type for type, _ in told(db, job_id)]
+    assert types[0] == event.STARTED
+    assert sorted(types) == sorted([event.STARTED, event.LOG, "dataset.preflight", "checkpoint.delayed"])
+
+
+def test_a_checkpoint_is_announced_once_and_loaded_from_what_was_staged(db, job_id, serving):
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        await recorder.stage(f"{job_id}-step-10", WEIGHTS)
+        await recorder.stage(f"{job_id}-step-20", b"of an attempt that did not commit")
+        for step in (10, 20, 10):
+            await recorder.checkpoint(manifest(job_id, step))
+
+    run(story())
+    assert serving.admitted == [(f"{job_id}-step-10", WEIGHTS), (f"{job_id}-step-20", None)]
+    assert told(db, job_id)[1:] == [(event.CHECKPOINT, 10), (event.CHECKPOINT, 20)]
+
+
+def test_completed_waits_until_serving_answers(db, job_id, serving):
+    serving.go_away(times=2)
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        return await recorder.completed(manifest(job_id, 20, final=True), {"totalSteps": 20})
+
+    assert run(story()) is True
+    assert told(db, job_id)[-1] == (event.COMPLETED, 20)
+
+
+def test_a_final_adapter_that_serving_refuses_fails_the_job(db, job_id, serving):
+    serving.refuse()
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        await recorder.checkpoint(manifest(job_id, 20))
+        return await recorder.completed(manifest(job_id, 20, final=True), {})
+
+    assert run(story()) is True
+    with db.read() as session:
+        row = session.get(JobRow, job_id)
+        assert row.status == "failed"
+        assert "rank too large" in row.error
+        saved = next(e for e in read_events(session, job_id) if e.type == event.CHECKPOINT)
+    assert saved.data["ready"] is False
+    assert saved.data["reason"] == "rank too large"
+    assert "refused" not in saved.data
+
+
+def test_a_recorder_of_a_lost_attempt_writes_nothing_and_says_stop(db, job_id, serving):
+    async def story():
+        lost = Recorder(job_id, 1)
+        await lost.started({})
+        with db.write() as session:
+            jobs.charge_retry(session, job_id, attempt=1, retry_at=utcnow(), charged=True)
+            assert jobs.claim_attempt(session, job_id, attempt=2, submission_id="s-2")
+        await lost.log({"step": 1, "loss": 1.0})
+        return await lost.should_stop()
+
+    assert run(story()) is True
+    assert told(db, job_id) == [(event.STARTED, None)]
