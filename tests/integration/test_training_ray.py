@@ -38,6 +38,10 @@ class ListRecorder:
         self._calls: list[tuple] = []
         self._stop_at = stop_at
 
+    async def tell(self, reports) -> None:
+        for method, args in reports:
+            await getattr(self, method)(*args)
+
     async def started(self, metadata) -> None:
         self._calls.append(("started", metadata))
 
