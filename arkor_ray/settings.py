@@ -39,8 +39,8 @@ class Settings(BaseSettings):
     )
 
     cluster: bool = Field(default=False, description="Several nodes: SQLite and local directories are refused.")
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on.")
     public_url: str | None = Field(default=None, description="How clients reach the API; empty: http://HOST:PORT.")
     anonymous: bool = Field(default=True, description="Whether POST /v1/auth/anonymous mints tokens.")
     token_days: int = Field(default=90, ge=1, description="Life of an anonymous token.")
@@ -53,12 +53,12 @@ class Settings(BaseSettings):
     models_allow_local_paths: bool = Field(default=False, description="Jobs may name an absolute directory as model.")
     datasets_allow_private_hosts: bool = Field(default=False, description="Dataset URLs may lead to private addresses.")
     datasets_allow_local_paths: bool = Field(default=False, description="Dataset URLs may be file:///….")
-    datasets_max_bytes: int = Field(default=2 * 2**30, ge=1)
-    datasets_timeout_s: float = Field(default=600.0, gt=0)
+    datasets_max_bytes: int = Field(default=2 * 2**30, ge=1, description="Largest data set that is fetched.")
+    datasets_timeout_s: float = Field(default=600.0, gt=0, description="Longest time for fetching one.")
 
-    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Largest request body.")
     max_queued_jobs: int = Field(default=1000, ge=1, description="Unfinished jobs per organisation.")
-    max_workers_per_job: int = Field(default=64, ge=1)
+    max_workers_per_job: int = Field(default=64, ge=1, description="Highest numWorkers that a job may ask for.")
     max_running_jobs: int = Field(default=8, ge=1, description="Jobs launched at a time; the others wait as queued.")
     job_max_retries: int = Field(default=5, ge=0, description="Relaunches of a job after an infrastructure failure.")
     cancel_grace_s: float = Field(
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     serving_slots: int = Field(default=8, ge=1, description="Adapters on the device at a time, per replica.")
     serving_rows: int = Field(default=16, ge=1, description="Requests decoded at a time, per replica.")
     serving_max_length: int = Field(default=4096, ge=16, description="Longest prompt plus answer, in tokens.")
-    serving_replicas: int = Field(default=1, ge=1)
+    serving_replicas: int = Field(default=1, ge=1, description="Replicas of each base model.")
 
     @field_validator("models", mode="before")
     @classmethod
