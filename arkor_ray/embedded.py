@@ -92,7 +92,6 @@ class LocalRay:
     def __init__(self, settings: Settings, address: str | None = None) -> None:
         self._address = address
         self._process: subprocess.Popen[bytes] | None = None
-        self._temp_dir: Path | None = None
         cpus = max(MIN_CPUS, os.cpu_count() or 1)
         self._cpus = cpus
         if "ARKOR_RAY_MAX_WORKERS_PER_JOB" not in os.environ and address is None:
@@ -130,8 +129,10 @@ class LocalRay:
     def _start_head(self) -> str:
         """Starts `ray start --head --block` as a child; returns its GCS address."""
         gcs, dashboard, agent, client = free_ports(4)
+        self._clear_last()
         # Not under data_dir: Ray's socket paths must stay below 107 characters.
-        self._temp_dir = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
+        temp_dir = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
+        self._temp_dir_note.write_text(str(temp_dir))
         environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -145,7 +146,7 @@ class LocalRay:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--include-log-monitor=false"]
-        command += [f"--num-cpus={self._cpus}", f"--temp-dir={self._temp_dir}", f"--ray-client-server-port={client}"]
+        command += [f"--num-cpus={self._cpus}", f"--temp-dir={temp_dir}", f"--ray-client-server-port={client}"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one: two instances must not share a range
         with self._log_path().open("wb") as log:
             # A session of its own: Ctrl-C in the terminal is for us, and we end Ray in our order.
@@ -209,10 +210,23 @@ class LocalRay:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        assert self._temp_dir is not None
-        _kill_leftovers(self._temp_dir)
-        shutil.rmtree(self._temp_dir, ignore_errors=True)
         self._process = None
+        self._clear_last()
+
+    def _clear_last(self) -> None:
+        """Ends what is left of the Ray that ran last for this data directory, which nobody else may use while we do."""
+        if not self._temp_dir_note.exists():
+            return
+        last = Path(self._temp_dir_note.read_text())
+        if last.name.startswith("arkor-ray-"):
+            _kill_leftovers(last)
+            shutil.rmtree(last, ignore_errors=True)
+        self._temp_dir_note.unlink()
+
+    @property
+    def _temp_dir_note(self) -> Path:
+        """Says where the Ray of this data directory keeps its files, also when this process is killed."""
+        return self.settings.data_dir / "ray-temp-dir"
 
     def _log_path(self) -> Path:
         return self.settings.data_dir / "ray.log"

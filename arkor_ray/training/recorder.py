@@ -127,12 +127,16 @@ class Recorder:
             fields |= {"metrics": metrics}
             return bool(await self._write(lambda s: self._complete(s, found, fields)))
 
-    async def failed(self, error: str, step: int | None) -> bool:
-        """Ends the job with a reason. False if it had ended before."""
+    async def failed(self, error: str, step: int | None, preflight: dict[str, Any] | None = None) -> bool:
+        """Ends the job with a reason. False if it had ended before.
+
+        `preflight`: what was found in the data, told before the end; as a call of its own it could come too late.
+        """
         self._opened.set()
-        await asyncio.sleep(0)  # what waited to be told, such as why no row was usable, is told before the end
         async with self._announcing:
-            return bool(await self._write(lambda s: self._finish(s, JobStatus.FAILED, event.FAILED, error, step)))
+            return bool(
+                await self._write(lambda s: self._finish(s, JobStatus.FAILED, event.FAILED, error, step, preflight))
+            )
 
     async def should_stop(self) -> bool:
         """True once the job has ended (cancelled, say) or a newer attempt runs."""
@@ -203,7 +207,18 @@ class Recorder:
         listed = artifacts(self._settings.api_url, manifest)
         return {**fields, "artifacts": [artifact.to_wire() for artifact in listed]}
 
-    def _finish(self, session: Session, status: JobStatus, type: str, error: str, step: int | None) -> bool:
+    def _finish(
+        self,
+        session: Session,
+        status: JobStatus,
+        type: str,
+        error: str,
+        step: int | None,
+        preflight: dict[str, Any] | None = None,
+    ) -> bool:
+        if preflight is not None:
+            told = NewEvent("dataset.preflight", "dataset.preflight:", preflight)
+            publisher.append_all(session, self._job_id, [told], attempt=self._attempt)
         fields = {"error": error, "step": step}
         return publisher.finish(
             session, self._job_id, status, type=type, fields=fields, error=error, attempt=self._attempt

@@ -50,9 +50,7 @@ def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = l
         result = fit(_without_token(spec), data, recorder)
     except FINAL_ERRORS as error:
         logger.error("The job has failed: %s", error.message)
-        if "preflight" in error.fields:
-            recorder.notice.remote("dataset.preflight", error.fields["preflight"])
-        ray.get(recorder.failed.remote(error.message, error.fields.get("step")))
+        ray.get(recorder.failed.remote(error.message, error.fields.get("step"), error.fields.get("preflight")))
         return
     if result.stopped:
         logger.info("Stopped at step %d; a checkpoint is stored", result.step)

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from arkor_ray import LoraConfig, create_trainer
-from arkor_ray.client import text_of
+from arkor_ray.client import iter_text
 from arkor_ray.demo.testing import make_tiny_model
 from arkor_ray.errors import ConflictError, InvalidRequestError, NotFoundError
 from arkor_ray.schemas import event
@@ -66,7 +66,7 @@ def finished(client, rows):
             messages=[{"role": "user", "content": "hello"}], max_tokens=8, temperature=0, stream=False
         )
         streamed = context.infer(messages=[{"role": "user", "content": "hello"}], max_tokens=8, temperature=0)
-        seen["answers"].append((context.step, reply.json(), text_of(streamed)))
+        seen["answers"].append((context.step, reply.json(), "".join(iter_text(streamed))))
 
     trainer = create_trainer(
         name="two workers",

@@ -60,8 +60,8 @@ class ListRecorder:
     async def completed(self, manifest, metrics) -> None:
         self._calls.append(("completed", manifest["adapter_id"], metrics))
 
-    async def failed(self, error, step) -> None:
-        self._calls.append(("failed", error, step))
+    async def failed(self, error, step, preflight=None) -> None:
+        self._calls.append(("failed", error, step, preflight))
 
     async def should_stop(self) -> bool:
         return self._stop_at is not None and any(c[0] == "log" and c[1]["step"] >= self._stop_at for c in self._calls)
@@ -125,9 +125,10 @@ def test_a_base_model_without_weights_fails_at_once(cluster, base, tmp_path) -> 
 
 def test_unusable_data_fails_before_any_worker_starts(cluster, base, tmp_path) -> None:
     calls = run(make_spec(tmp_path, base, datasetFormat="alpaca"), ListRecorder.remote())
-    assert calls[0][:2] == ("notice", "dataset.preflight") and calls[0][2]["rejected_rows"] == 21
-    assert [c[0] for c in calls] == ["notice", "failed"]
-    assert "None of the data set's 21 rows can be used: row 1 'instruction' is missing" in calls[-1][1]
+    assert [c[0] for c in calls] == ["failed"]
+    _, error, _, preflight = calls[0]
+    assert "None of the data set's 21 rows can be used: row 1 'instruction' is missing" in error
+    assert preflight["rejected_rows"] == 21
 
 
 def test_a_cancelled_job_stops_between_steps_with_a_checkpoint(cluster, base, tmp_path) -> None:

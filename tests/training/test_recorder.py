@@ -160,6 +160,14 @@ def test_a_final_adapter_that_serving_refuses_fails_the_job(db, job_id, serving)
     assert "refused" not in saved.data
 
 
+def test_what_was_wrong_with_the_data_is_told_before_the_end(db, job_id, serving):
+    async def story():
+        return await Recorder(job_id, 1).failed("no usable row", None, {"rejected_rows": 3})
+
+    assert run(story()) is True
+    assert [type for type, _ in told(db, job_id)] == ["dataset.preflight", event.FAILED]
+
+
 def test_a_recorder_of_a_lost_attempt_writes_nothing_and_says_stop(db, job_id, serving):
     async def story():
         lost = Recorder(job_id, 1)
