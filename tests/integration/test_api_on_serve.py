@@ -179,7 +179,8 @@ def test_error_of_the_replica_keeps_its_status_and_field(world: SimpleNamespace)
 def test_client_that_leaves_stops_the_generation_on_the_replica(world: SimpleNamespace) -> None:
     before = stats()["cancelled"]
     with world.http.stream("POST", "/v1/inference/chat", json=say("for ever")) as answer:
-        next(answer.iter_raw())
+        chunks = answer.iter_raw()  # kept: when the iterator goes, httpx closes the stream
+        next(chunks)
         until(lambda: stats()["running"] == 1)
     until(lambda: stats() == {**stats(), "running": 0, "cancelled": before + 1})
 

@@ -120,7 +120,8 @@ def test_the_downloaded_adapter_is_a_peft_folder_that_says_what_serving_says(cli
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     tokens = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     answer = ask(client, adapter={"kind": "final", "jobId": job_id})
-    assert answer["content"] == tokenizer.decode(tokens, skip_special_tokens=True)
+    # A random model may stop in the middle of a character: serving never sends half of one.
+    assert answer["content"] == tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")
 
 
 def test_qlora_trains_and_answers_on_its_own_four_bit_base(client, rows):
