@@ -188,9 +188,7 @@ class LocalRay:
         import ray
 
         theirs = ray.get(ray.remote(num_cpus=0)(_settings_here).remote(), timeout=60)
-        ours = self.settings.environment()
-        other = [name for name in SHARED_SETTINGS if ours.get(name) != theirs.get(name)]
-        if other:
+        if other := differing_settings(self.settings.environment(), theirs):
             raise InvalidRequestError(
                 f"{', '.join(other)}: the processes of the Ray at {self._address} have other values than this command, "
                 "or none; start Ray with the same ARKOR_RAY_* variables"
@@ -230,6 +228,11 @@ class LocalRay:
 
     def _log_path(self) -> Path:
         return self.settings.data_dir / "ray.log"
+
+
+def differing_settings(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
+    """The variables that every process of a service must agree on and these two environments do not."""
+    return [name for name in SHARED_SETTINGS if ours.get(name) != theirs.get(name)]
 
 
 def _settings_here() -> dict[str, str]:

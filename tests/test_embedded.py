@@ -1,0 +1,85 @@
+"""Who holds a data directory, and what a killed instance leaves behind."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from arkor_ray import embedded
+from arkor_ray.embedded import Instance, LocalRay, free_ports, read_instance
+from arkor_ray.errors import ConflictError
+from arkor_ray.settings import Settings
+
+
+def test_of_two_instances_in_one_data_directory_the_second_is_told_who_runs(tmp_path):
+    with Instance(tmp_path) as first:
+        first.announce("http://127.0.0.1:8000")
+        assert read_instance(tmp_path)["url"] == "http://127.0.0.1:8000"
+        with pytest.raises(ConflictError, match=r"arkor-ray down"), Instance(tmp_path):
+            pass
+    assert read_instance(tmp_path) is None
+
+
+def test_the_file_of_a_killed_instance_counts_as_nobody(tmp_path):
+    (tmp_path / "instance.json").write_text('{"pid": 1, "url": "http://127.0.0.1:8000"}')
+    assert read_instance(tmp_path) is None
+    with Instance(tmp_path):
+        assert read_instance(tmp_path)["url"] is None
+
+
+def test_a_taken_port_is_refused_before_anything_is_started(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConflictError, match=f"--port {port}"):
+            LocalRay(Settings.load(data_dir=tmp_path, port=port)).__enter__()
+
+
+def test_free_ports_are_distinct_and_can_be_bound():
+    ports = free_ports(3)
+    assert len(set(ports)) == 3
+    for port in ports:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_the_next_start_ends_what_a_killed_instance_left_and_nothing_else(tmp_path):
+    last = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
+    other = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
+    left = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(d)]) for d in (last, other)]
+    try:
+        local = LocalRay(Settings.load(data_dir=tmp_path))
+        (tmp_path / "ray-temp-dir").write_text(str(last))
+        local._clear_last()
+        assert left[0].wait(10) == -9
+        assert left[1].poll() is None
+        assert not last.exists()
+        assert other.exists()
+        assert not (tmp_path / "ray-temp-dir").exists()
+        local._clear_last()  # nothing is left to clear
+    finally:
+        for process in left:
+            process.kill()
+            process.wait()
+        other.rmdir()
+
+
+def test_a_note_that_names_no_directory_of_ours_removes_nothing(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (tmp_path / "ray-temp-dir").write_text(str(precious))
+    LocalRay(Settings.load(data_dir=tmp_path))._clear_last()
+    assert precious.exists()
+
+
+def test_settings_that_a_joined_ray_does_not_share_are_named(tmp_path, monkeypatch):
+    local = LocalRay(Settings.load(data_dir=tmp_path), address="127.0.0.1:1")
+    theirs = {**local.settings.environment(), "ARKOR_RAY_DATABASE_URL": "postgresql://elsewhere/arkor"}
+    assert embedded.differing_settings(local.settings.environment(), theirs) == ["ARKOR_RAY_DATABASE_URL"]

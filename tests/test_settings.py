@@ -1,0 +1,105 @@
+"""What the service reads at start: defaults that hang together, and sentences for what cannot work."""
+
+from __future__ import annotations
+
+import pytest
+
+from arkor_ray.errors import InvalidRequestError, ModelError
+from arkor_ray.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("ARKOR_RAY_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def refusal(monkeypatch, **variables: str) -> str:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ARKOR_RAY_{name}", value)
+    with pytest.raises(InvalidRequestError) as caught:
+        Settings.load()
+    return caught.value.message
+
+
+def test_the_embedded_default_needs_nothing_set_and_keeps_everything_in_its_data_directory(tmp_path):
+    settings = Settings.load(data_dir=tmp_path)
+    assert settings.database_url == f"sqlite:///{tmp_path}/arkor.db"
+    assert settings.storage_url == tmp_path.as_uri() + "/storage"
+    assert settings.local_url == "http://127.0.0.1:8000"
+
+
+def test_a_child_process_reads_the_same_settings(tmp_path, monkeypatch, model_dir):
+    parent = Settings.load(
+        data_dir=tmp_path, models=f"tiny={model_dir},org/base", anonymous=False, public_url="https://arkor.example"
+    )
+    for name, value in parent.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings.load() == parent
+
+
+def test_a_misspelt_setting_is_refused_with_the_name_it_may_have_meant(monkeypatch):
+    message = refusal(monkeypatch, STORAGE_URI="s3://bucket")
+    assert "ARKOR_RAY_STORAGE_URI" in message
+    assert "did you mean ARKOR_RAY_STORAGE_URL" in message
+
+
+@pytest.mark.parametrize(
+    ("variables", "remedy"),
+    [
+        ({"CLUSTER": "1", "STORAGE_URL": "s3://b"}, "ARKOR_RAY_DATABASE_URL=postgresql://"),
+        ({"CLUSTER": "1", "DATABASE_URL": "postgresql://h/d"}, "ARKOR_RAY_STORAGE_URL=s3://"),
+        ({"S3_ENDPOINT_URL": "http://127.0.0.1:9000"}, "ARKOR_RAY_STORAGE_URL"),
+        ({"DATABASE_URL": "mysql://h/d"}, "postgresql://"),
+        ({"STORAGE_URL": "file://dir"}, "three slashes"),
+        ({"STORAGE_URL": "gs://bucket"}, "s3://bucket/prefix"),
+        ({"STORAGE_URL": "s3:///prefix"}, "s3://bucket/prefix"),
+        ({"PORT": "70000"}, "ARKOR_RAY_PORT"),
+        ({"TOKEN_DAYS": "soon"}, "ARKOR_RAY_TOKEN_DAYS"),
+        ({"MODELS": "tiny=relative/dir/of/a/model"}, "tiny=relative/dir/of/a/model"),
+        ({"MODELS": "tiny=/nowhere"}, "config.json"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_start_with_the_setting_to_change(monkeypatch, variables, remedy):
+    assert remedy in refusal(monkeypatch, **variables)
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_PORT", "")
+    assert Settings.load().port == 8000
+
+
+def test_models_are_found_by_name_whatever_its_case(model_dir):
+    settings = Settings.load(models=f"unsloth/gemma-4-E4B-it={model_dir}, org/base")
+    assert settings.resolve_model("Unsloth/Gemma-4-e4b-it") == str(model_dir)
+    assert settings.resolve_model("org/base") == "org/base"
+    with pytest.raises(ModelError, match="unsloth/gemma-4-E4B-it, org/base"):
+        settings.resolve_model("org/other")
+
+
+def test_a_star_admits_every_hub_id_and_nothing_else(model_dir):
+    settings = Settings.load(models="*")
+    assert settings.resolve_model("org/anything") == "org/anything"
+    for name in ("../etc", "anything", str(model_dir)):
+        with pytest.raises(ModelError):
+            settings.resolve_model(name)
+
+
+def test_local_models_are_for_the_operator_to_allow(model_dir, tmp_path):
+    with pytest.raises(ModelError, match="ARKOR_RAY_MODELS_ALLOW_LOCAL_PATHS=1"):
+        Settings.load().resolve_model(str(model_dir))
+    allowed = Settings.load(models_allow_local_paths=True)
+    assert allowed.resolve_model(str(model_dir)) == str(model_dir)
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        allowed.resolve_model(str(tmp_path / "empty"))
