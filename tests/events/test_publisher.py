@@ -9,13 +9,14 @@ from sqlalchemy import select
 
 from arkor_ray.db import jobs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import Base, EventRow, JobRow, OrgRow, ProjectRow
+from arkor_ray.db.tables import Base, EventRow, JobRow
 from arkor_ray.errors import GoneError
 from arkor_ray.events import publisher
 from arkor_ray.events.publisher import JobEndedError, NewEvent, StaleAttemptError
 from arkor_ray.events.stream import read_events
 from arkor_ray.schemas import event
 from arkor_ray.schemas.job import JobStatus
+from tests.db.factories import create_job
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -31,17 +32,7 @@ def db(request, tmp_path):
 
 @pytest.fixture
 def job_id(db):
-    with db.write() as session:
-        org = OrgRow(slug="org", name="Org")
-        session.add(org)
-        session.flush()
-        project = ProjectRow(org_id=org.id, slug="project", name="Project")
-        session.add(project)
-        session.flush()
-        created = jobs.create(
-            session, org_id=org.id, project_id=project.id, name="job", config={}, dataset_token="secret"
-        )
-        return created.id
+    return create_job(db)
 
 
 def log(db, job_id, step, **kwargs):

@@ -7,14 +7,14 @@ import asyncio
 import pytest
 from sqlalchemy import delete
 
-from arkor_ray.db import jobs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import Base, JobRow, OrgRow, ProjectRow
+from arkor_ray.db.tables import Base, JobRow
 from arkor_ray.errors import GoneError
 from arkor_ray.events import publisher, stream
 from arkor_ray.events.stream import EventTail
 from arkor_ray.schemas import event
 from arkor_ray.schemas.job import JobStatus
+from tests.db.factories import create_job
 
 WAIT_S = 20
 
@@ -24,17 +24,7 @@ class Log:
 
     def __init__(self, db: Database) -> None:
         self.db = db
-        with db.write() as session:
-            org = OrgRow(slug="org", name="Org")
-            session.add(org)
-            session.flush()
-            project = ProjectRow(org_id=org.id, slug="project", name="Project")
-            session.add(project)
-            session.flush()
-            created = jobs.create(
-                session, org_id=org.id, project_id=project.id, name="j", config={}, dataset_token=None
-            )
-            self.job_id = created.id
+        self.job_id = create_job(db)
         self.step = 0
 
     def write(self, count: int = 1) -> None:

@@ -19,7 +19,6 @@ from tests.integration.stories import (
     config,
     losses,
     saved_steps,
-    write_rows,
 )
 from tests.servers.arkor import PARTS, Follower, RunningService, wait_for
 from tests.servers.faulty_proxy import FaultyProxy
@@ -38,17 +37,6 @@ def service(tmp_path_factory, tiny) -> Iterator[RunningService]:
     running.start()
     yield running
     running.crash()
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with service.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from arkor_ray.client import iter_text
 from arkor_ray.demo.testing import make_tiny_model
 from arkor_ray.errors import ConflictError, InvalidRequestError, NotFoundError
 from arkor_ray.schemas import event
-from tests.integration.stories import ask, assert_checkpoints_answer, assert_whole, config, losses, write_rows
+from tests.integration.stories import ask, assert_checkpoints_answer, assert_whole, config, losses
 from tests.servers.arkor import Follower, RunningService
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -41,17 +41,6 @@ def service(tmp_path_factory, tiny, postgres_url, s3_endpoint) -> Iterator[Runni
     running.start()
     yield running
     running.crash()
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with service.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")

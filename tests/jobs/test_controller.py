@@ -7,9 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from arkor_ray.db import jobs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import Base, EventRow, JobRow, LeaseRow, OrgRow, ProjectRow
+from arkor_ray.db.tables import Base, EventRow, JobRow, LeaseRow
 from arkor_ray.events import publisher
 from arkor_ray.jobs import controller
 from arkor_ray.jobs.controller import Reconciler
@@ -18,6 +17,7 @@ from arkor_ray.jobs.launcher import submission_id
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.settings import Settings
+from tests.db.factories import create_job
 
 
 @dataclass
@@ -73,19 +73,6 @@ def settings(tmp_path):
 @pytest.fixture
 def reconciler(settings, db, launcher):
     return Reconciler(settings, db, launcher)
-
-
-def create_job(db: Database) -> str:
-    with db.write() as session:
-        org = session.query(OrgRow).first() or OrgRow(slug="org", name="Org")
-        session.add(org)
-        session.flush()
-        project = session.query(ProjectRow).first() or ProjectRow(org_id=org.id, slug="project", name="Project")
-        session.add(project)
-        session.flush()
-        return jobs.create(
-            session, org_id=org.id, project_id=project.id, name="job", config={"model": "m"}, dataset_token="secret"
-        ).id
 
 
 def job(db: Database, job_id: str) -> JobRow:

@@ -9,7 +9,7 @@ import pytest
 
 from arkor_ray.db import jobs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import Base, JobRow, OrgRow, ProjectRow
+from arkor_ray.db.tables import Base, JobRow
 from arkor_ray.errors import AdapterError, ServiceUnavailableError
 from arkor_ray.events.stream import read_events
 from arkor_ray.schemas import event
@@ -17,6 +17,7 @@ from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import CheckpointManifest, ManifestFile
 from arkor_ray.training import recorder as module
 from arkor_ray.training.recorder import Recorder
+from tests.db.factories import create_job
 
 WEIGHTS = b"weights"
 
@@ -59,16 +60,10 @@ def db(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job_id(db):
+    created = create_job(db)
     with db.write() as session:
-        org = OrgRow(slug="org", name="Org")
-        session.add(org)
-        session.flush()
-        project = ProjectRow(org_id=org.id, slug="project", name="Project")
-        session.add(project)
-        session.flush()
-        created = jobs.create(session, org_id=org.id, project_id=project.id, name="j", config={}, dataset_token=None)
-        jobs.claim_attempt(session, created.id, attempt=1, submission_id="s")
-        return created.id
+        jobs.claim_attempt(session, created, attempt=1, submission_id="s")
+    return created
 
 
 def manifest(job_id: str, step: int, *, final: bool = False) -> dict:
