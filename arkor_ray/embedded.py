@@ -139,6 +139,8 @@ class LocalRay:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing to drain: all state is in the database and storage
+            # Ray's default is 15: whatever else runs on this machine would take the core from the thread that trains.
+            "RAY_worker_niceness": "0",
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor less for each job: nobody drains the only node
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }

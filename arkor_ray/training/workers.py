@@ -48,7 +48,9 @@ def join_workers() -> Worker:
             os.environ.setdefault("LOCAL_RANK", "0")
     if device.type == "cpu":
         local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_workers))
+        # One core stays with the recorder, the api and serving: torch's threads wait for the slowest of them, so that
+        # sharing its core with anything else slows them all.
+        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // local_workers))
     return Worker(dist.get_rank(), dist.get_world_size(), device)
 
 

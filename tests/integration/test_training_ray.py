@@ -103,10 +103,12 @@ def test_a_killed_worker_leaves_no_trace_in_the_loss_curve(cluster, base, tmp_pa
     assert not killer.is_alive(), "the worker died before the end"
     assert calls[-1][:2] == ("completed", "job-1-final")
 
-    steps = [c[1]["step"] for c in calls if c[0] == "log"]
-    back = next(i for i in range(1, len(steps)) if steps[i] <= steps[i - 1])
-    assert steps[back] % 4 == 1 and steps[back] > 4, "it went on from a checkpoint"
-    assert steps[back:] == list(range(steps[back], 61))
+    begun = [i for i, c in enumerate(calls) if c[0] == "started"]
+    assert len(begun) == 2, "the workers began again once"
+    before, after = ([c[1]["step"] for c in part if c[0] == "log"] for part in (calls[: begun[1]], calls[begun[1] :]))
+    assert before == list(range(1, before[-1] + 1))
+    assert after[0] % 4 == 1 and 4 < after[0] <= before[-1] + 1, "it went on from a checkpoint"
+    assert after == list(range(after[0], 61))
     (whole,) = run_in_group([LoopRun(make_spec(tmp_path / "whole", base, **config))], 2, tmp_path / "group")
     told = [(c[1]["step"], c[1]["loss"]) for c in calls if c[0] == "log"]
     for step, loss in told:  # steps told twice were the same both times
