@@ -87,9 +87,9 @@ def _download(store: ObjectStore, target: Path, name: str, weights: bool) -> Non
     if "config.json" not in (info.key for info in files):
         raise ModelError(f"Base model {name!r}: there is no {store.url}/config.json", param="config.model")
     temporary = target.with_name(f".{target.name}.incoming")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: whoever lives holds the lock we have
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process's: of those that live, only we hold the lock
+    _check_room(files, target.parent, name)
     temporary.mkdir()
-    _check_room(files, temporary, name)
     try:
         for info in files:
             path = temporary / info.key
@@ -115,6 +115,6 @@ def _check_room(files: Iterable[ObjectInfo], folder: Path, name: str) -> None:
     size, free = sum(info.size for info in files), shutil.disk_usage(folder).free
     if size > free:
         raise StorageError(
-            f"Base model {name!r} has {size / 2**30:.1f} GiB of files, and {folder.parent} has room for {free / 2**30:.1f}; "
+            f"Base model {name!r} has {size / 2**30:.1f} GiB of files, and {folder} has room for {free / 2**30:.1f}; "
             "make room there, or set ARKOR_RAY_CACHE_DIR to a larger disk"
         )
