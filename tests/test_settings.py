@@ -55,7 +55,7 @@ def test_a_child_process_reads_the_same_settings(tmp_path, monkeypatch, model_di
 def test_a_child_process_reads_the_catalogue_that_was_there_at_start(tmp_path, monkeypatch, model_dir):
     path = tmp_path / "catalogue.yaml"
     entry = {"name": "größer 🦙", "source": str(model_dir), "aliases": ['a "b"'], "serving": {"gpus": 0.25}}
-    path.write_text(json.dumps({"models": [entry]}))
+    path.write_text(json.dumps({"models": [entry]}, ensure_ascii=False))
     parent = Settings.load(data_dir=tmp_path, catalogue=path, models="big=Qwen/Qwen3-8B@v1")
     path.write_text("models: []")
     for name, value in parent.environment().items():
