@@ -2,8 +2,8 @@
 
 ```yaml
 models:
-  - name: Qwen/Qwen3-8B                  # also where it is, unless source says otherwise
-    revision: 9c925d64d72725edaf899c6cb9c377fd0709d9c5
+  - name: acme/chat-8b                   # also where it is, unless source says otherwise
+    revision: v1.0
     aliases: [unsloth/gemma-4-E4B-it]
     serving: {replicas: 2, max_length: 8192}
   - name: house-model
@@ -93,7 +93,7 @@ class Catalogue(BaseModel):
 def read_catalogue(path_or_text: str | Path) -> Catalogue:
     """From a YAML file; or from the text itself, as `Settings.environment` passes it to other processes.
 
-    So they all have what was read once at start, also on other nodes and after the file was edited. Raises ValueError.
+    So all processes of `arkor-ray up` have what was read at its start, also after the file was edited. Raises ValueError.
     """
     import yaml  # here, so that a service without such a file does not pay for it
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arkor_ray import catalogue
 from arkor_ray.catalogue import Catalogue, read_catalogue
 from arkor_ray.schemas.model import CatalogueEntry, split_reference
 
@@ -46,11 +48,17 @@ def test_an_entry_says_where_a_model_is_and_what_it_gets(tmp_path):
     )
 
 
+@pytest.mark.parametrize("text", [catalogue.__doc__, (Path(__file__).parents[1] / "README.md").read_text()])
+def test_the_examples_of_the_documentation_are_accepted(tmp_path, text):
+    [example] = re.findall(r"```yaml\n(models:.*?)```", text, re.DOTALL)
+    assert read(tmp_path, example).models[0].source == "acme/chat-8b"
+
+
 def test_every_name_is_listed_and_found_whatever_its_case(tmp_path):
-    catalogue = read(tmp_path, FILE)
-    assert catalogue.names() == ["Qwen/Qwen3-8B", "unsloth/gemma-4-E4B-it", "house-model"]
-    assert catalogue.named(" UNSLOTH/gemma-4-e4b-IT ") is catalogue.models[0]
-    assert catalogue.named("Qwen/Qwen3") is None
+    listed = read(tmp_path, FILE)
+    assert listed.names() == ["Qwen/Qwen3-8B", "unsloth/gemma-4-E4B-it", "house-model"]
+    assert listed.named(" UNSLOTH/gemma-4-e4b-IT ") is listed.models[0]
+    assert listed.named("Qwen/Qwen3") is None
 
 
 @pytest.mark.parametrize(
@@ -99,29 +107,25 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_text_of_a_catalogue_does_for_its_file(tmp_path):
-    catalogue = read(tmp_path, FILE)
-    assert read_catalogue(catalogue.model_dump_json(exclude_defaults=True)) == catalogue
+    listed = read(tmp_path, FILE)
+    assert read_catalogue(listed.model_dump_json(exclude_defaults=True)) == listed
 
 
 def test_two_revisions_of_one_repository_are_two_base_models(tmp_path):
     text = "models: [{name: old, source: a/b, revision: v1}, {name: new, source: a/b, revision: v2}, {name: a/b}]"
-    catalogue = read(tmp_path, text)
-    assert [entry.reference for entry in catalogue.models] == ["a/b@v1", "a/b@v2", "a/b"]
-    assert [catalogue.of_base(entry.reference) for entry in catalogue.models] == catalogue.models
+    listed = read(tmp_path, text)
+    assert [entry.reference for entry in listed.models] == ["a/b@v1", "a/b@v2", "a/b"]
+    assert [listed.of_base(entry.reference) for entry in listed.models] == listed.models
 
 
 def test_names_given_elsewhere_are_entries_or_further_aliases(tmp_path):
-    catalogue = read(tmp_path, FILE).with_names(
-        {"tiny": "/models/tiny", "big": "Qwen/Qwen3-8B@9c925d6", "next": "c/d@v2"}
-    )
-    assert catalogue.models[0].aliases == ["unsloth/gemma-4-E4B-it", "big"]
-    assert [(entry.name, entry.reference) for entry in catalogue.models[2:]] == [
+    listed = read(tmp_path, FILE).with_names({"tiny": "/models/tiny", "big": "Qwen/Qwen3-8B@9c925d6", "next": "c/d@v2"})
+    assert listed.models[0].aliases == ["unsloth/gemma-4-E4B-it", "big"]
+    assert [(entry.name, entry.reference) for entry in listed.models[2:]] == [
         ("tiny", "/models/tiny"),
         ("next", "c/d@v2"),
     ]
-    assert catalogue.with_names({"TINY": "/models/tiny"}) == catalogue, (
-        "the same name for the same base says nothing new"
-    )
+    assert listed.with_names({"TINY": "/models/tiny"}) == listed, "the same name for the same base says nothing new"
 
 
 def test_a_name_given_elsewhere_for_another_base_is_refused(tmp_path):

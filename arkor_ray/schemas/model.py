@@ -17,6 +17,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 _S3_PREFIX = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\s.][^/\s]*)+")
 
+# What loading a model may raise for reasons that lie in the model: the last two mostly come from code of its own, written for
+# another version of transformers.
+LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError)
+
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arkor_ray.errors import AdapterError, InvalidRequestError, ModelError
-from arkor_ray.schemas.model import needs_remote_code, wants_remote_code
+from arkor_ray.schemas.model import LOAD_ERRORS, needs_remote_code, wants_remote_code
 
 
 class ChatTokenizer:
@@ -29,7 +29,7 @@ class ChatTokenizer:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except LOAD_ERRORS as error:
             if not trust_remote_code and wants_remote_code(error):
                 raise needs_remote_code(name) from error
             raise ModelError(f"The tokenizer of {name} cannot be loaded: {error}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arkor_ray.errors import ModelError, ServiceUnavailableError
 from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.schemas.job import JobConfig, Precision
-from arkor_ray.schemas.model import needs_remote_code, wants_remote_code
+from arkor_ray.schemas.model import LOAD_ERRORS, needs_remote_code, wants_remote_code
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +213,7 @@ def _is_linear(module: torch.nn.Module) -> bool:
 def _loading(name: str, what: str, trust_remote_code: bool) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (*LOAD_ERRORS, RuntimeError) as error:
         import torch
 
         if isinstance(error, torch.cuda.OutOfMemoryError):

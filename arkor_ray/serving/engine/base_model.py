@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from arkor_ray.errors import ModelError
 from arkor_ray.schemas.checkpoint import BasePrecision
-from arkor_ray.schemas.model import needs_remote_code, wants_remote_code
+from arkor_ray.schemas.model import LOAD_ERRORS, needs_remote_code, wants_remote_code
 from arkor_ray.serving.engine.attention import ATTENTION_NAME, RecordBatch
 from arkor_ray.serving.engine.kv_cache import LayerShape
 
@@ -67,7 +67,7 @@ def load_base(
             )
             options["device_map"] = {"": place}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager", **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except LOAD_ERRORS as error:
         if not trust_remote_code and wants_remote_code(error):
             raise needs_remote_code(name or source) from error
         raise ModelError(f"Base model {name or source} cannot be loaded as {precision}: {error}") from error
