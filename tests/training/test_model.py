@@ -107,20 +107,25 @@ def test_a_hub_out_of_reach_is_not_the_users_error(monkeypatch) -> None:
 
 
 def test_revision_and_trust_reach_everything_that_is_loaded(base_model, tmp_path, monkeypatch) -> None:
+    path, config = str(base_model), make_spec(tmp_path, base_model).config
+    answers = {
+        AutoTokenizer: load_tokenizer(path),
+        AutoConfig: load_config(path),
+        AutoModelForCausalLM: load_base_model(path, config, "fp32", CPU),
+    }
     loaded = {}
-    for loader in (AutoTokenizer, AutoConfig, AutoModelForCausalLM):
+    for loader, answer in answers.items():
 
-        def note(source, *, revision, trust_remote_code, real=loader.from_pretrained, name=loader.__name__, **rest):
-            loaded[name] = (source, revision, trust_remote_code)
-            return real(str(base_model), trust_remote_code=trust_remote_code, **rest)
+        def note(source, *, revision, trust_remote_code, loader=loader, answer=answer, **rest):
+            loaded[loader] = (source, revision, trust_remote_code)
+            return answer
 
         monkeypatch.setattr(loader, "from_pretrained", note)
     options = {"revision": "v1", "trust_remote_code": True, "name": "house"}
     load_tokenizer("a/b", **options)
     load_config("a/b", **options)
-    load_base_model("a/b", make_spec(tmp_path, base_model).config, "fp32", CPU, **options)
-    expected = ("a/b", "v1", True)
-    assert loaded == dict.fromkeys(("AutoTokenizer", "AutoConfig", "AutoModelForCausalLM"), expected)
+    load_base_model("a/b", config, "fp32", CPU, **options)
+    assert loaded == dict.fromkeys(answers, ("a/b", "v1", True))
 
 
 def test_an_adapter_says_which_revision_of_its_base_it_is_for(base_model, tmp_path) -> None:
@@ -145,11 +150,9 @@ def test_code_of_a_models_own_runs_only_where_the_operator_trusts_it(tmp_path, m
 
 
 def test_a_tokenizer_that_is_code_is_refused_since_adapters_could_not_carry_it(base_model, monkeypatch) -> None:
-    import transformers
-
     tokenizer = load_tokenizer(str(base_model))
     theirs = type("HouseTokenizer", (type(tokenizer),), {"__module__": "transformers_modules.house.tokenization_house"})
     monkeypatch.setattr(tokenizer, "__class__", theirs)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer)
     with pytest.raises(ModelError, match=r"'house' is code of its own \(HouseTokenizer\)"):
         load_tokenizer("a/b", trust_remote_code=True, name="house")
