@@ -131,7 +131,7 @@ def test_revision_and_trust_reach_everything_that_is_loaded(base_model, tmp_path
 def test_an_adapter_says_which_revision_of_its_base_it_is_for(base_model, tmp_path) -> None:
     config = make_spec(tmp_path, base_model).config
     model = add_lora(load_base_model(str(base_model), config, "fp32", CPU), config, "a/b", revision="v1")
-    model.save_pretrained(tmp_path / "adapter")
+    model.peft_config["default"].save_pretrained(str(tmp_path / "adapter"))
     saved = PeftConfig.from_pretrained(tmp_path / "adapter")
     assert (saved.base_model_name_or_path, saved.revision) == ("a/b", "v1")
 
