@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from arkor_ray.catalogue import Catalogue, read_catalogue
 from arkor_ray.errors import InvalidRequestError, ModelError
+from arkor_ray.schemas.model import HUB_ID, CatalogueEntry
 
 DEMO_BASE = "arkor-ray/demo-base"  # `arkor-ray up` makes it and puts it into the embedded catalogue
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Settings(BaseSettings):
@@ -35,7 +36,7 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = Field(default=None, description="For S3 other than AWS: MinIO, Ceph, R2.")
     cache_dir: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arkor-ray",
-        description="Made once per machine and shared by instances: the demo base model.",
+        description="Made once per machine and shared by instances: the demo base model, base models out of S3.",
     )
 
     cluster: bool = Field(default=False, description="Several nodes: SQLite and local directories are refused.")
@@ -47,8 +48,12 @@ class Settings(BaseSettings):
 
     models: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
-        description="The catalogue, `NAME` or `NAME=MODEL` separated by commas; MODEL is a Hub id or an absolute directory. "
-        "`*` admits every Hub id.",
+        description="Base models, `NAME` or `NAME=MODEL` separated by commas; MODEL is a Hub id, also with @REVISION, an "
+        "absolute directory or s3://BUCKET/PREFIX. `*` admits every Hub id.",
+    )
+    catalogue: Annotated[Catalogue, NoDecode] = Field(
+        default_factory=Catalogue,
+        description="A YAML file of base models with aliases, revisions and resources, besides those of `models`.",
     )
     models_allow_local_paths: bool = Field(default=False, description="Jobs may name an absolute directory as model.")
     datasets_allow_private_hosts: bool = Field(default=False, description="Dataset URLs may lead to private addresses.")
@@ -80,23 +85,20 @@ class Settings(BaseSettings):
 
     @field_validator("models", mode="before")
     @classmethod
-    def _catalogue(cls, value: Any) -> Any:
+    def _pairs(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        pairs = (entry.strip().partition("=") for entry in value.split(",") if entry.strip())
-        return {name.strip(): (model.strip() or name.strip()) for name, _, model in pairs}
+        models: dict[str, str] = {}
+        for entry in filter(None, map(str.strip, value.split(","))):
+            name, _, model = (part.strip() for part in entry.partition("="))
+            if models.setdefault(name, model or name) != (model or name):
+                raise ValueError(f"{name} is there twice, for {models[name]} and for {model or name}")
+        return models
 
-    @field_validator("models", mode="after")
+    @field_validator("catalogue", mode="before")
     @classmethod
-    def _models_exist(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, model in value.items():
-            if model == "*" or HUB_ID.fullmatch(model):
-                continue
-            if not (model.startswith("/") and (Path(model) / "config.json").is_file()):
-                raise ValueError(
-                    f"{name}={model}: must be a Hub id (owner/name) or an absolute directory with a config.json"
-                )
-        return value
+    def _read_catalogue(cls, value: Any) -> Any:
+        return read_catalogue(value) if isinstance(value, str | Path) else value
 
     @field_validator("data_dir", "cache_dir", mode="after")
     @classmethod
@@ -135,8 +137,15 @@ class Settings(BaseSettings):
                 "ARKOR_RAY_CLUSTER=1 with a local directory: checkpoints would stay on the node that wrote them; "
                 "set ARKOR_RAY_STORAGE_URL=s3://bucket/prefix"
             )
-        if self.s3_endpoint_url and storage.scheme != "s3":
+        sources = [entry.source for entry in self.base_models.models]
+        if self.s3_endpoint_url and storage.scheme != "s3" and not any(s.startswith("s3://") for s in sources):
             raise ValueError("ARKOR_RAY_S3_ENDPOINT_URL is set, but ARKOR_RAY_STORAGE_URL is not s3://bucket/prefix")
+        for entry in self.base_models.models:
+            if entry.source.startswith("/") and not _is_model_directory(entry.source):
+                raise ValueError(
+                    f"base model {entry.name}: {entry.source} is not a model directory, it has no config.json; "
+                    "correct it where the model is listed, ARKOR_RAY_CATALOGUE, ARKOR_RAY_MODELS or --alias"
+                )
         return self
 
     @classmethod
@@ -162,7 +171,11 @@ class Settings(BaseSettings):
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, dict):
+            if isinstance(value, Catalogue):
+                if not value.models:
+                    continue
+                value = value.model_dump_json(exclude_defaults=True)
+            elif isinstance(value, dict):
                 value = ",".join(f"{k}={v}" for k, v in value.items())
             elif isinstance(value, bool):
                 value = int(value)
@@ -184,26 +197,40 @@ class Settings(BaseSettings):
     def demo_base_cache(self) -> Path:
         return self.cache_dir / "demo-base"
 
+    @property
+    def model_cache(self) -> Path:
+        """Where nodes keep base models that they fetched from S3."""
+        return self.cache_dir / "models"
+
+    @cached_property
+    def base_models(self) -> Catalogue:
+        """The catalogue's file and `models` in one. Raises ValueError where they contradict each other."""
+        return self.catalogue.with_names({name: model for name, model in self.models.items() if name != "*"})
+
     def model_names(self) -> list[str]:
-        """What the catalogue accepts, for error messages and `GET /v1/models`."""
-        return [name for name in self.models if name != "*"]
+        """What the catalogue accepts, aliases included, for error messages and `GET /v1/models`."""
+        return self.base_models.names()
 
     def resolve_model(self, name: str) -> str:
-        """Where a catalogue name is loaded from: a Hub id or an absolute directory.
+        """The reference of the base model that a user's name stands for; raises like `find_model`."""
+        return self.find_model(name).reference
 
-        Names compare case-insensitively, as the contract asks. Raises ModelError that lists what is accepted.
+    def find_model(self, name: str) -> CatalogueEntry:
+        """What the catalogue says about a user's name; names compare case-insensitively, as the contract asks.
+
+        Raises ModelError that lists what is accepted.
         """
-        by_name = {alias.lower(): model for alias, model in self.models.items() if alias != "*"}
-        found = by_name.get(name.strip().lower())
+        found = self.base_models.named(name)
         if found is not None:
             return found
         if name.startswith("/"):
-            return self._local_model(name)
+            return self.base_models.of_base(self._local_model(name))
         if "*" in self.models and HUB_ID.fullmatch(name):
-            return name
+            return self.base_models.of_base(name)
         raise ModelError(
             f"model {name!r} is not in this server's catalogue; it has {', '.join(self.model_names()) or 'none'}. "
-            "The operator adds one with --alias NAME=MODEL or ARKOR_RAY_MODELS=NAME=MODEL",
+            "The operator adds one with --alias NAME=MODEL, ARKOR_RAY_MODELS=NAME=MODEL or in the file of "
+            "ARKOR_RAY_CATALOGUE",
             param="config.model",
         )
 
@@ -214,6 +241,10 @@ class Settings(BaseSettings):
                 "the operator allows it with ARKOR_RAY_MODELS_ALLOW_LOCAL_PATHS=1",
                 param="config.model",
             )
-        if not (Path(name) / "config.json").is_file():
+        if not _is_model_directory(name):
             raise ModelError(f"model {name!r} is not a model directory: it has no config.json", param="config.model")
         return str(Path(name))
+
+
+def _is_model_directory(path: str) -> bool:
+    return (Path(path) / "config.json").is_file()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+
 import pytest
 
 from arkor_ray.errors import InvalidRequestError, ModelError
@@ -49,6 +52,20 @@ def test_a_child_process_reads_the_same_settings(tmp_path, monkeypatch, model_di
     assert Settings.load() == parent
 
 
+def test_a_child_process_reads_the_catalogue_that_was_there_at_start(tmp_path, monkeypatch, model_dir):
+    path = tmp_path / "catalogue.yaml"
+    entry = {"name": "größer 🦙", "source": str(model_dir), "aliases": ['a "b"'], "serving": {"gpus": 0.25}}
+    path.write_text(json.dumps({"models": [entry]}, ensure_ascii=False))
+    parent = Settings.load(data_dir=tmp_path, catalogue=path, models="big=Qwen/Qwen3-8B@v1")
+    path.write_text("models: []")
+    for name, value in parent.environment().items():
+        monkeypatch.setenv(name, value)
+    child = Settings.load()
+    assert child == parent and pickle.loads(pickle.dumps(parent)) == parent
+    assert child.model_names() == ["größer 🦙", 'a "b"', "big"]
+    assert child.find_model("Größer 🦙").serving.gpus == 0.25
+
+
 def test_a_misspelt_setting_is_refused_with_the_name_it_may_have_meant(monkeypatch):
     message = refusal(monkeypatch, STORAGE_URI="s3://bucket")
     assert "ARKOR_RAY_STORAGE_URI" in message
@@ -69,6 +86,14 @@ def test_a_misspelt_setting_is_refused_with_the_name_it_may_have_meant(monkeypat
         ({"TOKEN_DAYS": "soon"}, "ARKOR_RAY_TOKEN_DAYS"),
         ({"MODELS": "tiny=relative/dir/of/a/model"}, "tiny=relative/dir/of/a/model"),
         ({"MODELS": "tiny=/nowhere"}, "config.json"),
+        ({"MODELS": "tiny=a/b,Tiny=c/d"}, "names two base models"),
+        ({"MODELS": "tiny=a/b,tiny=c/d"}, "ARKOR_RAY_MODELS: tiny is there twice"),
+        ({"CATALOGUE": "/nowhere.yaml"}, "ARKOR_RAY_CATALOGUE: /nowhere.yaml cannot be read"),
+        (
+            {"CATALOGUE": "{models: [{name: house, source: /nowhere}]}"},
+            "base model house: /nowhere is not a model directory",
+        ),
+        ({"CATALOGUE": "{models: [{name: a/b, revision: v1}]}", "MODELS": "A/B=c/d"}, "a/b@v1 (entry a/b)"),
     ],
 )
 def test_what_cannot_work_is_refused_at_start_with_the_setting_to_change(monkeypatch, variables, remedy):
@@ -86,6 +111,23 @@ def test_models_are_found_by_name_whatever_its_case(model_dir):
     assert settings.resolve_model("org/base") == "org/base"
     with pytest.raises(ModelError, match="unsloth/gemma-4-E4B-it, org/base"):
         settings.resolve_model("org/other")
+
+
+def test_a_model_of_the_catalogue_is_found_with_all_that_is_said_about_it(model_dir, tmp_path):
+    text = f"{{models: [{{name: house, source: {model_dir}, aliases: [Gemma], serving: {{slots: 3}}}}]}}"
+    settings = Settings.load(catalogue=text, models="house=" + str(model_dir) + ",small=a/b@v1")
+    assert settings.model_names() == ["house", "Gemma", "small"]
+    assert settings.find_model("GEMMA") == settings.base_models.of_base(str(model_dir))
+    assert settings.find_model("GEMMA").serving.slots == 3
+    assert settings.resolve_model("small") == "a/b@v1"
+    with pytest.raises(ModelError, match="house, Gemma, small") as caught:
+        settings.find_model("other")
+    assert caught.value.param == "config.model" and "ARKOR_RAY_CATALOGUE" in caught.value.message
+
+
+def test_a_model_in_s3_may_have_an_endpoint_though_the_storage_is_local():
+    settings = Settings.load(catalogue="{models: [{name: x, source: 's3://bucket/x'}]}", s3_endpoint_url="http://h:1")
+    assert settings.resolve_model("x") == "s3://bucket/x"
 
 
 def test_a_star_admits_every_hub_id_and_nothing_else(model_dir):

@@ -28,7 +28,8 @@ def up(
     port: Annotated[int, typer.Option(envvar="ARKOR_RAY_PORT", help="Port of the API; 0 takes a free one.")] = 8000,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     alias: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MODEL", help="Adds a model: a Hub id or an absolute directory.")
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="Adds a model: a Hub id, an absolute directory or s3://BUCKET/PREFIX."),
     ] = None,
     storage: Annotated[
         str, typer.Option(envvar="ARKOR_RAY_STORAGE_URL", help="file:///DIR or s3://BUCKET/PREFIX.")
@@ -143,8 +144,9 @@ def _settings(
         name, equals, model = entry.partition("=")
         if not (name and equals and model):
             raise InvalidRequestError(f"--alias {entry}: write NAME=MODEL", param="alias")
-        aliases[name] = model
-    if with_demo_base and DEMO_BASE not in aliases:
+        aliases = {known: to for known, to in aliases.items() if known.lower() != name.lower()} | {name: model}
+    names = {name.lower() for name in [*aliases, *settings.catalogue.names()]}
+    if with_demo_base and DEMO_BASE not in names:
         aliases[DEMO_BASE] = str(_demo_base(settings.demo_base_cache))
     return Settings.load(**given, models=aliases)
 

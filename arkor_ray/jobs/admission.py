@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from arkor_ray.errors import DatasetError, InvalidRequestError
 from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource, is_public_address
 from arkor_ray.schemas.job import JobConfig, JobCreate, hide_token
+from arkor_ray.schemas.model import CatalogueEntry
 from arkor_ray.settings import Settings
 
 # `datasets` takes a name that is a path for a local directory, so only what can be a name of the Hub may pass.
@@ -31,19 +32,24 @@ class AcceptedJob:
 def accept(settings: Settings, body: JobCreate) -> AcceptedJob:
     """Raises InvalidRequestError (DatasetError, ModelError) that names the first field at fault and the remedy."""
     config = JobConfig.parse(body.config)
-    settings.resolve_model(config.model)
-    if config.num_workers > settings.max_workers_per_job:
-        raise InvalidRequestError(
-            f"config.numWorkers: {config.num_workers} is more than this server allows, {settings.max_workers_per_job}; "
-            "the operator raises it with ARKOR_RAY_MAX_WORKERS_PER_JOB",
-            param="config.numWorkers",
-        )
+    _check_workers(config.num_workers, settings.find_model(config.model), settings.max_workers_per_job)
     source = config.dataset_source
     if isinstance(source, BlobSource):
         _check_url(settings, source.url)
         return AcceptedJob(body.name, hide_token(body.config), source.token)
     _check_hub_name(source)
     return AcceptedJob(body.name, hide_token(body.config), None)
+
+
+def _check_workers(workers: int, base: CatalogueEntry, usual_limit: int) -> None:
+    limit, setting = usual_limit, "ARKOR_RAY_MAX_WORKERS_PER_JOB"
+    if base.training.max_workers is not None:
+        limit, setting = base.training.max_workers, f"training.max_workers of {base.name} in its catalogue"
+    if workers > limit:
+        raise InvalidRequestError(
+            f"config.numWorkers: {workers} is more than this server allows, {limit}; the operator raises it with {setting}",
+            param="config.numWorkers",
+        )
 
 
 def _check_hub_name(source: HuggingFaceSource) -> None:

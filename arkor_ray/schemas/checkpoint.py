@@ -35,8 +35,10 @@ class CheckpointManifest(StoredModel):
     job_id: str
     step: int = Field(description="The weights are those after this many optimizer updates.")
     final: bool = False
-    base_model: str = Field(description="Where the base was loaded from: a Hub id or an absolute directory.")
-    base_revision: str | None = None
+    base_model: str = Field(
+        description="The base's reference, with the revision where one was given: schemas/model.py."
+    )
+    base_revision: str | None = Field(default=None, description="The commit that the Hub gave for it.")
     base_precision: BasePrecision
     r: int
     lora_alpha: float

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.schemas.job import MAX_LORA_RANK
+from arkor_ray.schemas.model import split_reference
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -26,11 +27,15 @@ class InferenceArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    base_model: str = Field(description="A Hub id, or an absolute directory that every serving node has.")
-    base_revision: str | None = None
+    base_model: str = Field(
+        description="Its reference (schemas/model.py); a directory is one that every serving node has."
+    )
+    base_name: str | None = Field(default=None, description="What messages call it; absent: the reference.")
+    trust_remote_code: bool = Field(default=False, description="Whether code in the base model's files may run.")
     base_precision: BasePrecision
     storage_url: str = Field(description="file:///absolute/directory or s3://bucket/prefix, where adapters are kept.")
     storage_endpoint_url: str | None = Field(default=None, description="For S3 other than AWS.")
+    model_cache: str | None = Field(default=None, description="For base models out of S3; absent: inside cache_dir.")
     cache_dir: str = Field(description="On local disk; replicas of a node share it.")
     slots: int = Field(default=16, ge=1, description="Adapters in device memory.")
     rows: int = Field(default=16, ge=1, description="Requests that run at once; more wait.")
@@ -56,24 +61,31 @@ def gpus_of_replica(cluster_gpus: float) -> float:
 
 
 def application_name(base_model: str, base_precision: str) -> str:
-    """`inference-<slug>-<hash8>`: one application for each base model and precision."""
-    slug = re.sub(r"[^a-z0-9]+", "-", base_model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")[:40] or "base"
+    """`inference-<slug>-<hash8>`: one application for each base model, its revision included, and precision."""
+    source, _ = split_reference(base_model)
+    slug = re.sub(r"[^a-z0-9]+", "-", source.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")[:40] or "base"
     digest = hashlib.sha256(f"{base_model}\n{base_precision}".encode()).hexdigest()[:8]
     return f"inference-{slug}-{digest}"
 
 
 def inference_args(settings: Settings, base_model: str, base_precision: BasePrecision) -> InferenceArgs:
-    """Arguments for a base model from the service's settings."""
+    """Arguments for a base model (a reference) from what the catalogue says about it, and for the rest the settings."""
+    base = settings.base_models.of_base(base_model)
+    own = base.serving
     return InferenceArgs(
         base_model=base_model,
+        base_name=base.name,
+        trust_remote_code=base.trust_remote_code,
         base_precision=base_precision,
         storage_url=settings.storage_url,
         storage_endpoint_url=settings.s3_endpoint_url,
         cache_dir=str(settings.data_dir / "serving-cache"),
-        slots=settings.serving_slots,
-        rows=settings.serving_rows,
-        max_len=settings.serving_max_length,
-        num_replicas=settings.serving_replicas,
+        model_cache=str(settings.model_cache),
+        slots=own.slots or settings.serving_slots,
+        rows=own.rows or settings.serving_rows,
+        max_len=own.max_length or settings.serving_max_length,
+        num_replicas=own.replicas or settings.serving_replicas,
+        num_gpus=own.gpus,
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+
+from arkor_ray.storage.atomic_file import alone
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ class BlobCache:
         self._blobs = root / "blobs"
         self._locks = root / "locks"
         self._blobs.mkdir(parents=True, exist_ok=True)
-        self._locks.mkdir(parents=True, exist_ok=True)
 
     def get(self, sha256: str) -> bytes | None:
         """The bytes, verified; a file that is damaged is deleted and counts as absent."""
@@ -68,20 +68,13 @@ class BlobCache:
         data = self.get(sha256)
         if data is not None:
             return data, True
-        with self._alone(sha256):
+        with alone(self._locks / sha256):
             data = self.get(sha256)  # another process may have been first
             if data is not None:
                 return data, True
             data = fetch()
             self.put(sha256, data)
             return data, False
-
-    @contextlib.contextmanager
-    def _alone(self, sha256: str) -> Iterator[None]:
-        # Never deleted: a process could hold the lock of a file that another has just replaced. They are empty.
-        with (self._locks / sha256).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _make_room(self) -> None:
         files = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arkor_ray.errors import AdapterError, InvalidRequestError, ModelError
+from arkor_ray.schemas.model import LOAD_ERRORS, needs_remote_code, wants_remote_code
 
 
 class ChatTokenizer:
@@ -20,13 +21,17 @@ class ChatTokenizer:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, source: str | Path, name: str, *, revision: str | None = None) -> ChatTokenizer:
-        """From a Hub id or a directory. Raises ModelError; no code of the repository is run."""
+    def load(
+        cls, source: str | Path, *, name: str, revision: str | None = None, trust_remote_code: bool = False
+    ) -> ChatTokenizer:
+        """From a Hub id or a directory; `name` is what messages call it. Raises ModelError."""
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError, ImportError, KeyError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        except LOAD_ERRORS as error:
+            if not trust_remote_code and wants_remote_code(error):
+                raise needs_remote_code(name) from error
             raise ModelError(f"The tokenizer of {name} cannot be loaded: {error}") from error
         return cls(tokenizer, name)
 

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from arkor_ray.serving.chat_tokenizer import ChatTokenizer
 from arkor_ray.serving.engine.interface import GenRequest
 from arkor_ray.serving.single_flight import SingleFlight
 from arkor_ray.serving.text_stream import Detokenizer, StopMatcher
+from arkor_ray.storage.base_files import base_files
 from arkor_ray.storage.object_store import open_store
 
 if TYPE_CHECKING:
@@ -61,7 +63,14 @@ class LLMServer:
 
         torch.set_num_threads(args.cpu_threads or max(1, (os.cpu_count() or 1) // 2))
         self._args = args
-        base = load_base(args.base_model, args.base_precision, revision=args.base_revision)
+        files = base_files(
+            args.base_model,
+            Path(args.model_cache or Path(args.cache_dir, "models")),
+            name=args.base_name or args.base_model,
+            trust_remote_code=args.trust_remote_code,
+            endpoint_url=args.storage_endpoint_url,
+        )
+        base = load_base(files.path, args.base_precision, **files.options)
         self._generation_config = base.model.generation_config
         cache = Path(args.cache_dir)
         self._tokenizer_dir = cache / "tokenizers"
@@ -83,8 +92,8 @@ class LLMServer:
                 prefill_budget=args.prefill_budget or (2048 if base.device.type == "cuda" else 256),
             ),
         )
-        base_tokenizer = ChatTokenizer.load(args.base_model, "the base model", revision=args.base_revision)
-        fingerprint = f"base@{_base_hash(args.base_model, base.model.config)}"
+        base_tokenizer = ChatTokenizer.load(files.path, **files.options)
+        fingerprint = f"base@{_base_hash(files.path, base.model.config)}"
         self._base_speaker = _Speaker(base_tokenizer, base_tokenizer.end_ids(self._generation_config), fingerprint)
         self._tokenizers: OrderedDict[str, ChatTokenizer] = OrderedDict()
         self._flights: SingleFlight[ChatTokenizer] = SingleFlight()
@@ -208,7 +217,9 @@ class LLMServer:
 
             async def load() -> ChatTokenizer:
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(None, ChatTokenizer.load, folder, f"adapter {adapter_id}")
+                return await loop.run_in_executor(
+                    None, partial(ChatTokenizer.load, folder, name=f"adapter {adapter_id}")
+                )
 
             tokenizer = await self._flights.run(digest, load)
             self._tokenizers[digest] = tokenizer

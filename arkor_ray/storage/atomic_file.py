@@ -1,7 +1,8 @@
-"""Writing a file so that its name shows all of it or nothing."""
+"""Writing a file so that its name shows all of it or nothing, and being the only process that does."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,18 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One process of the machine, and one thread of it, at a time; the others wait. A process that dies gives way.
+
+    The file stays: a process could hold the lock of a file that another has just replaced.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync(path: Path) -> None:

@@ -50,7 +50,9 @@ def main() -> None:
 
 
 def _prepare(spec: JobSpec) -> Any:
-    return prepare_data(spec, load_tokenizer(spec.base_model), context_length(load_config(spec.base_model)))
+    files = spec.base_files()
+    tokenizer = load_tokenizer(files.path, **files.options)
+    return prepare_data(spec, tokenizer, context_length(load_config(files.path, **files.options)))
 
 
 if __name__ == "__main__":

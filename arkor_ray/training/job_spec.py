@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arkor_ray.schemas.job import JobConfig
+from arkor_ray.storage.base_files import BaseFiles, base_files
 from arkor_ray.storage.object_store import ObjectStore, open_store
 
 
@@ -24,10 +25,10 @@ class DatasetPolicy:
 class JobSpec:
     """One attempt at one job. Picklable; crosses from the driver to the workers.
 
-    `base_model` is where the base is loaded from, a Hub id or an absolute directory: the catalogue's answer for
-    `config.model`. `cpus_per_worker` is what Ray reserves, small so that a laptop has room for serving besides; it
-    limits no threads. `scratch_dir` is a local folder of the machine for spooled checkpoints; it may vanish at any
-    time.
+    `base_model` is the reference (see schemas/model.py) that the catalogue has for `config.model`, and `model_cache` the
+    folder of each node for base models that come from S3. `cpus_per_worker` is what Ray reserves, small so that a laptop
+    has room for serving besides; it limits no threads. `scratch_dir` is a local folder of the machine for spooled
+    checkpoints; it may vanish at any time.
     """
 
     job_id: str
@@ -36,6 +37,8 @@ class JobSpec:
     storage_url: str
     attempt: int = 1
     s3_endpoint_url: str | None = None
+    trust_remote_code: bool = False
+    model_cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "arkor-ray-models")
     dataset_policy: DatasetPolicy = field(default_factory=DatasetPolicy)
     max_worker_failures: int = 5
     cpus_per_worker: float = 0.5
@@ -43,3 +46,14 @@ class JobSpec:
 
     def open_store(self) -> ObjectStore:
         return open_store(self.storage_url, endpoint_url=self.s3_endpoint_url)
+
+    def base_files(self, *, weights: bool = True) -> BaseFiles:
+        """The base model on the node that asks; see `storage.base_files`."""
+        return base_files(
+            self.base_model,
+            self.model_cache,
+            name=self.config.model,
+            trust_remote_code=self.trust_remote_code,
+            endpoint_url=self.s3_endpoint_url,
+            weights=weights,
+        )

@@ -11,6 +11,7 @@ import torch
 
 from arkor_ray.schemas.checkpoint import BasePrecision, ParityProbe
 from arkor_ray.schemas.job import JobConfig, Precision
+from arkor_ray.storage.base_files import BaseFiles
 from arkor_ray.training.batches import BatchPlan, TokenizedDataset, collate
 from arkor_ray.training.deepspeed import LearningRate, engine_config, prepare_deepspeed, start_engine, zero3_init
 from arkor_ray.training.loss import SelectiveLoss
@@ -43,7 +44,7 @@ class Learner:
 
     def __init__(
         self,
-        base_model: str,
+        files: BaseFiles,
         config: JobConfig,
         plan: BatchPlan,
         total_steps: int,
@@ -57,12 +58,14 @@ class Learner:
         prepare_deepspeed(worker.device)
         self._ds_config = engine_config(config, plan, self.precision)
         with zero3_init(self._ds_config, config.load_in_4bit):
-            base = load_base_model(base_model, config, self.precision, worker.device)
+            base = load_base_model(files.path, config, self.precision, worker.device, **files.options)
         self.base_revision: str | None = getattr(base.config, "_commit_hash", None)
         self._loss = SelectiveLoss(base)
         # DeepSpeed casts LoRA weights to the engine's precision and keeps fp32 masters itself; under ZeRO-3 a mix of
         # fp32 LoRA and half-precision base weights fails at the first update.
-        self.model = add_lora(base, config, base_model, autocast_adapter_dtype=False)
+        self.model = add_lora(
+            base, config, files.source, revision=files.options["revision"], autocast_adapter_dtype=False
+        )
         self.learning_rate = LearningRate(config, total_steps)
         self._engine: Any = None
         self._shards: Shards | None = None

@@ -89,11 +89,14 @@ def make_spec(
         config.precision = settings.default_precision
     if dataset_token is not None and config.dataset_source.type == "blob":
         config.dataset_source = config.dataset_source.model_copy(update={"token": dataset_token})
+    base = settings.find_model(config.model)
     return JobSpec(
         job_id=job_id,
         attempt=attempt,
         config=config,
-        base_model=settings.resolve_model(config.model),
+        base_model=base.reference,
+        trust_remote_code=base.trust_remote_code,
+        model_cache=settings.model_cache,
         storage_url=settings.storage_url,
         s3_endpoint_url=settings.s3_endpoint_url,
         dataset_policy=DatasetPolicy(

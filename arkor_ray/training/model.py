@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arkor_ray.errors import ModelError, ServiceUnavailableError
 from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.schemas.job import JobConfig, Precision
+from arkor_ray.schemas.model import LOAD_ERRORS, needs_remote_code, wants_remote_code
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +24,27 @@ logger = logging.getLogger(__name__)
 _NOT_ADAPTED = re.compile(r"(gate|router|shared_expert_gate|score|classifier|lm_head|per_layer_\w+)$")
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
-    """With a pad token, for right padding. Raises ModelError, or ServiceUnavailableError when the Hub is out of reach."""
+def load_tokenizer(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False, name: str | None = None
+) -> PreTrainedTokenizerFast:
+    """Of a Hub id or a directory, with a pad token, for right padding. `name` is what messages call the model.
+
+    Raises ModelError, or ServiceUnavailableError when the Hub is out of reach.
+    """
     from transformers import AutoTokenizer
 
-    with _loading(source, "tokenizer"):
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    name = name or source
+    with _loading(name, "tokenizer", trust_remote_code):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    if not type(tokenizer).__module__.startswith("transformers."):
+        raise ModelError(
+            f"The tokenizer of base model {name!r} is code of its own ({type(tokenizer).__name__}). Adapters carry their "
+            "tokenizer as data and could not be served; use a model with a tokenizer of transformers",
+            param="config.model",
+        )
     if not tokenizer.is_fast:
         raise ModelError(
-            f"Base model {source!r} has no fast tokenizer (tokenizer.json), which gives tokens their offsets.",
+            f"Base model {name!r} has no fast tokenizer (tokenizer.json), which gives tokens their offsets.",
             param="config.model",
         )
     tokenizer.padding_side = "right"
@@ -40,12 +53,14 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_config(source: str) -> PretrainedConfig:
-    """The model's configuration; raises like `load_tokenizer`."""
+def load_config(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False, name: str | None = None
+) -> PretrainedConfig:
+    """The model's configuration; arguments and errors are those of `load_tokenizer`."""
     from transformers import AutoConfig
 
-    with _loading(source, "configuration"):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with _loading(name or source, "configuration", trust_remote_code):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def context_length(config: PretrainedConfig) -> int:
@@ -67,15 +82,24 @@ def base_precision(config: JobConfig, precision: Precision) -> BasePrecision:
     return "nf4" if config.load_in_4bit else precision
 
 
-def load_base_model(source: str, config: JobConfig, precision: Precision, device: torch.device) -> PreTrainedModel:
-    """Frozen base weights in `precision`, or 4-bit NF4 that computes in it. Raises ModelError.
+def load_base_model(
+    source: str,
+    config: JobConfig,
+    precision: Precision,
+    device: torch.device,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    name: str | None = None,
+) -> PreTrainedModel:
+    """Frozen base weights in `precision`, or 4-bit NF4 that computes in it. Raises ModelError like `load_tokenizer`.
 
     Where ZeRO-3 is configured in transformers (see deepspeed.zero3_init), the weights are sharded as they load.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = torch_dtype(precision)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if config.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -84,7 +108,7 @@ def load_base_model(source: str, config: JobConfig, precision: Precision, device
             bnb_4bit_use_double_quant=True,
         )
         options["device_map"] = {"": str(device)}
-    with _loading(source, "weights"):
+    with _loading(name or source, "weights", trust_remote_code):
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     if config.load_in_4bit:
         _keep_4bit_layers_trainable(model)
@@ -94,9 +118,17 @@ def load_base_model(source: str, config: JobConfig, precision: Precision, device
 
 
 def add_lora(
-    model: PreTrainedModel, config: JobConfig, source: str, *, autocast_adapter_dtype: bool = True
+    model: PreTrainedModel,
+    config: JobConfig,
+    source: str,
+    *,
+    revision: str | None = None,
+    autocast_adapter_dtype: bool = True,
 ) -> PeftModel:
-    """LoRA on the text decoder's linear layers; the same start on every worker of any world size, from the job's seed."""
+    """LoRA on the text decoder's linear layers; the same start on every worker of any world size, from the job's seed.
+
+    `source` and `revision` are what the adapter's own configuration says about its base.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -108,6 +140,7 @@ def add_lora(
         bias="none",
         target_modules=target_modules(model),
         base_model_name_or_path=source,
+        revision=revision,
     )
     torch.manual_seed(config.seed)
     try:
@@ -177,10 +210,10 @@ def _is_linear(module: torch.nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _loading(source: str, what: str) -> Iterator[None]:
+def _loading(name: str, what: str, trust_remote_code: bool) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (*LOAD_ERRORS, RuntimeError) as error:
         import torch
 
         if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -191,10 +224,10 @@ def _loading(source: str, what: str) -> Iterator[None]:
                 "ConnectError",
                 "ConnectTimeout",
             ):
-                raise ServiceUnavailableError(
-                    f"The Hub cannot be reached for base model {source!r}: {error}"
-                ) from error
+                raise ServiceUnavailableError(f"The Hub cannot be reached for base model {name!r}: {error}") from error
             cause = cause.__cause__ or cause.__context__
+        if not trust_remote_code and wants_remote_code(error):
+            raise needs_remote_code(name) from error
         raise ModelError(
-            f"The {what} of base model {source!r} cannot be loaded: {error}", param="config.model"
+            f"The {what} of base model {name!r} cannot be loaded: {error}", param="config.model"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors.torch
 
-from arkor_ray.errors import ObjectNotFoundError, StorageError
+from arkor_ray.errors import ModelError, ObjectNotFoundError, StorageError
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
@@ -49,6 +49,7 @@ class Identity:
     seed: int
     optim: str
     shapes: dict[str, list[int]] = field(default_factory=dict)
+    base_model: str = ""
 
 
 def write_resume_state(folder: Path, state: PortableState, progress: Progress, identity: Identity) -> list[Path]:
@@ -90,13 +91,21 @@ def newest_resumable_step(store: ObjectStore, job_id: str) -> int:
 
 
 def load_resume_state(store: ObjectStore, job_id: str, step: int, identity: Identity) -> tuple[PortableState, Progress]:
-    """Raises StorageError when it is damaged or was written by a run that this one does not continue."""
+    """Raises StorageError when it is damaged or was written by a run that this one does not continue, ModelError when that
+    is for its base model."""
     prefix = layout.resume_prefix(job_id, step)
     index = _read_index(store, prefix)
     if index is None:
         raise StorageError(f"The resume state {prefix} is gone or not whole.")
-    if index["identity"] != asdict(identity):
-        different = [key for key, value in asdict(identity).items() if index["identity"].get(key) != value]
+    before = {"base_model": identity.base_model, **index["identity"]}  # the first states of this format do not tell it
+    if before["base_model"] != identity.base_model:
+        raise ModelError(
+            f"The job began on base model {before['base_model']}, and the catalogue now has {identity.base_model} for "
+            "its name. Put the entry back, or submit the job anew",
+            param="config.model",
+        )
+    if before != asdict(identity):
+        different = [key for key, value in asdict(identity).items() if before.get(key) != value]
         raise StorageError(f"The resume state {prefix} is of another run: {', '.join(different)} differ.")
     data = store.get(prefix + TENSORS_FILE)
     if hashlib.sha256(data).hexdigest() != index["sha256"]:

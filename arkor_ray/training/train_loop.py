@@ -49,11 +49,12 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     plan = batch_plan(job, len(train), worker.world_size)
     total = total_steps(job, plan)
     due = Due(job, total)
-    tokenizer = load_tokenizer(spec.base_model)
+    base = spec.base_files()
+    tokenizer = load_tokenizer(base.path, **base.options)
 
-    learner = Learner(spec.base_model, job, plan, total, worker, tokenizer.pad_token_id)
+    learner = Learner(base, job, plan, total, worker, tokenizer.pad_token_id)
     start = worker.from_first(newest_resumable_step(store, spec.job_id) if worker.is_first else 0)
-    identity = _identity(learner, plan, job)
+    identity = _identity(learner, plan, job, spec.base_model)
     resume, progress = load_resume_state(store, spec.job_id, start, identity) if start else (None, Progress())
     learner.start(resume)
     del resume
@@ -237,11 +238,11 @@ class Run:
         return {**finite, "total_steps": float(progress.step), "total_time": progress.train_seconds}
 
 
-def _identity(learner: Learner, plan: BatchPlan, config: JobConfig) -> Identity:
+def _identity(learner: Learner, plan: BatchPlan, config: JobConfig, base_model: str) -> Identity:
     shapes = {
         name: list(getattr(p, "ds_shape", p.shape)) for name, p in learner.model.named_parameters() if p.requires_grad
     }
-    return Identity(plan.global_batch, plan.samples, plan.seed, config.optim, shapes)
+    return Identity(plan.global_batch, plan.samples, plan.seed, config.optim, shapes, base_model)
 
 
 def _resolve(data: Any) -> TokenizedDataset:

@@ -116,8 +116,9 @@ def gpus_of_worker(cluster_gpus: float) -> float:
 
 
 def _prepare(spec: JobSpec) -> PreparedData:
-    tokenizer = load_tokenizer(spec.base_model)
-    return prepare_data(spec, tokenizer, context_length(load_config(spec.base_model)))
+    files = spec.base_files(weights=False)  # the driver's node need not be one that trains
+    tokenizer = load_tokenizer(files.path, **files.options)
+    return prepare_data(spec, tokenizer, context_length(load_config(files.path, **files.options)))
 
 
 def _train_loop(config: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from arkor_ray.catalogue import read_catalogue
 from arkor_ray.errors import DatasetError, InvalidRequestError, ModelError
 from arkor_ray.jobs.admission import AcceptedJob, accept, is_private_host
 from arkor_ray.schemas.job import JobCreate
@@ -118,6 +119,24 @@ def test_workers_are_limited_by_the_operator() -> None:
         submit(source, {"max_workers_per_job": 2}, numWorkers=3)
 
 
+def test_workers_are_limited_by_model_where_the_catalogue_says_so() -> None:
+    source = {"type": "huggingface", "name": "a/b"}
+    settings = {
+        "catalogue": read_catalogue(
+            "{models: [{name: big, source: a/b, aliases: [Large], training: {max_workers: 4}}]}"
+        ),
+        "max_workers_per_job": 2,
+    }
+    assert submit(source, settings, model="BIG", numWorkers=4).config["model"] == "BIG", "the name is echoed as it came"
+    with pytest.raises(InvalidRequestError, match=r"5 is more .* 4; .* training\.max_workers of big") as raised:
+        submit(source, settings, model="large", numWorkers=5)
+    assert raised.value.param == "config.numWorkers"
+    with pytest.raises(InvalidRequestError, match="ARKOR_RAY_MAX_WORKERS_PER_JOB"):
+        submit(source, settings, model="tiny", numWorkers=3)
+
+
 def test_model_must_be_in_the_catalogue() -> None:
-    with pytest.raises(ModelError, match="tiny"):
-        submit({"type": "huggingface", "name": "a/b"}, model="other")
+    listed = read_catalogue("{models: [{name: big, source: a/b, aliases: [Large]}]}")
+    with pytest.raises(ModelError, match="big, Large, tiny") as raised:
+        submit({"type": "huggingface", "name": "a/b"}, {"catalogue": listed}, model="other")
+    assert raised.value.param == "config.model"

@@ -144,6 +144,20 @@ async def test_other_base_is_refused(identity, store, manifest, saved, llama, tm
         await other.admit(manifest, saved.data)
 
 
+async def test_two_revisions_of_a_base_are_two_bases(store, saved, llama, tmp_path):
+    manifest = commit_adapter(store, saved, "job", 1, base_model="a/b@v1")
+    for other in ("a/b@v2", "a/b"):
+        with pytest.raises(AdapterError, match=r"trained on a/b@v1 \(fp32\)"):
+            await make_loader(store, llama, tmp_path, model=other).admit(manifest, saved.data)
+    assert await make_loader(store, llama, tmp_path, model="a/b@v1").admit(manifest, saved.data)
+
+
+async def test_the_commit_that_the_hub_gave_is_no_part_of_what_was_asked_for(store, saved, llama, tmp_path):
+    """Manifests of bases without a revision have always had the commit besides."""
+    manifest = commit_adapter(store, saved, "job", 1, base_model="a/b").model_copy(update={"base_revision": "9c925d6"})
+    assert await make_loader(store, llama, tmp_path, model="a/b").admit(manifest, saved.data)
+
+
 async def test_second_manifest_under_one_name_is_refused(loader, manifest, saved):
     await loader.admit(manifest, saved.data)
     with pytest.raises(AdapterError, match="another manifest"):

@@ -12,10 +12,12 @@ from arkor_ray.settings import Settings
 
 
 def test_names_are_one_for_each_base_and_precision():
-    names = {application_name(m, p) for m in ("a/b", "c/b", "/models/b", "/models/b2") for p in ("fp32", "nf4")}
-    assert len(names) == 8
+    bases = ("a/b", "a/b@v1", "a/b@v2", "c/b", "/models/b", "/models/b2", "s3://bucket/b")
+    names = {application_name(base, precision) for base in bases for precision in ("fp32", "nf4")}
+    assert len(names) == 14
     assert all(re.fullmatch(r"inference-[a-z0-9-]+-[0-9a-f]{8}", name) for name in names)
     assert application_name("Org/My_Model.1", "fp32").startswith("inference-my-model-1-")
+    assert application_name("Org/My_Model.1@refs/pr/1", "fp32").startswith("inference-my-model-1-")
 
 
 def test_import_brings_in_neither_torch_nor_ray():
@@ -29,6 +31,27 @@ def test_arguments_come_from_the_settings(tmp_path):
     args = inference_args(settings, "/models/base", "nf4")
     assert (args.slots, args.rows, args.max_len, args.base_precision) == (3, 5, 77, "nf4")
     assert args.storage_url == settings.storage_url
+
+
+def test_what_the_catalogue_says_about_a_base_goes_before_the_settings(tmp_path):
+    catalogue = """{models: [
+        {name: big, source: a/b, revision: v1, trust_remote_code: true,
+         serving: {gpus: 0.5, replicas: 3, slots: 4, rows: 6, max_length: 99}},
+        {name: small, source: a/b, serving: {rows: 2}}]}"""
+    settings = Settings.load(data_dir=tmp_path, catalogue=catalogue, serving_slots=7, serving_replicas=2)
+    big, small = inference_args(settings, "a/b@v1", "bf16"), inference_args(settings, "a/b", "bf16")
+    assert (big.num_gpus, big.num_replicas, big.slots, big.rows, big.max_len) == (0.5, 3, 4, 6, 99)
+    assert (big.base_model, big.base_name, big.trust_remote_code) == ("a/b@v1", "big", True)
+    assert (small.num_gpus, small.num_replicas, small.slots, small.rows) == (None, 2, 7, 2)
+    assert not small.trust_remote_code, "code is trusted at the one revision only"
+
+
+def test_a_base_that_left_the_catalogue_is_served_as_the_settings_say(tmp_path):
+    settings = Settings.load(
+        data_dir=tmp_path, catalogue="{models: [{name: a/b, revision: v2, trust_remote_code: true}]}"
+    )
+    args = inference_args(settings, "a/b@v1", "bf16")
+    assert (args.base_model, args.trust_remote_code, args.slots) == ("a/b@v1", False, settings.serving_slots)
 
 
 def test_arguments_that_cannot_work_are_refused():

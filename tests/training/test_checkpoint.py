@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from arkor_ray.errors import ObjectExistsError, StorageError, TrainingError
+from arkor_ray.errors import ModelError, ObjectExistsError, StorageError, TrainingError
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.storage.local import LocalStore
 from arkor_ray.storage.retry import RetryPolicy
@@ -210,3 +212,25 @@ def test_a_state_of_another_run_is_refused(writer, export, store) -> None:
     other = Identity(global_batch=16, samples=21, seed=42, optim="adamw_torch")
     with pytest.raises(StorageError, match="global_batch differ"):
         load_resume_state(store, "job-1", 1, other)
+
+
+def test_a_state_of_another_base_model_ends_the_job(writer, export, store) -> None:
+    """The operator gave its name to another base, or another revision, between two attempts."""
+    writer.submit(snapshot(export, 1))
+    writer.finish()
+    index = json.loads(store.get("resume/job-1/step-00000001/state.json"))
+    index["identity"]["base_model"] = "a/b@v1"
+    LocalStore.put(store, "resume/job-1/step-00000001/state.json", json.dumps(index).encode())
+    assert load_resume_state(store, "job-1", 1, replace(IDENTITY, base_model="a/b@v1"))
+    with pytest.raises(ModelError, match="began on base model a/b@v1, and the catalogue now has a/b@v2"):
+        load_resume_state(store, "job-1", 1, replace(IDENTITY, base_model="a/b@v2"))
+
+
+def test_a_state_that_does_not_tell_its_base_model_is_continued(writer, export, store) -> None:
+    """Those written before states told it."""
+    writer.submit(snapshot(export, 1))
+    writer.finish()
+    index = json.loads(store.get("resume/job-1/step-00000001/state.json"))
+    del index["identity"]["base_model"]
+    LocalStore.put(store, "resume/job-1/step-00000001/state.json", json.dumps(index).encode())
+    assert load_resume_state(store, "job-1", 1, replace(IDENTITY, base_model="a/b@v1"))[1].step == 1

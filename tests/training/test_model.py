@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from peft import LoraConfig, PeftConfig, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from arkor_ray.errors import ModelError, ServiceUnavailableError
 from arkor_ray.schemas.job import JobConfig
@@ -16,7 +26,8 @@ from arkor_ray.training.model import (
     target_modules,
     target_names,
 )
-from tests.training.tiny import make_spec
+from tests.own_code import give_own_code
+from tests.training.tiny import make_base_model, make_spec
 
 PROJECTIONS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 CPU = torch.device("cpu")
@@ -93,3 +104,55 @@ def test_a_hub_out_of_reach_is_not_the_users_error(monkeypatch) -> None:
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
     with pytest.raises(ServiceUnavailableError, match="cannot be reached"):
         load_tokenizer("someone/model")
+
+
+def test_revision_and_trust_reach_everything_that_is_loaded(base_model, tmp_path, monkeypatch) -> None:
+    path, config = str(base_model), make_spec(tmp_path, base_model).config
+    answers = {
+        AutoTokenizer: load_tokenizer(path),
+        AutoConfig: load_config(path),
+        AutoModelForCausalLM: load_base_model(path, config, "fp32", CPU),
+    }
+    loaded = {}
+    for loader, answer in answers.items():
+
+        def note(source, *, revision, trust_remote_code, loader=loader, answer=answer, **rest):
+            loaded[loader] = (source, revision, trust_remote_code)
+            return answer
+
+        monkeypatch.setattr(loader, "from_pretrained", note)
+    options = {"revision": "v1", "trust_remote_code": True, "name": "house"}
+    load_tokenizer("a/b", **options)
+    load_config("a/b", **options)
+    load_base_model("a/b", config, "fp32", CPU, **options)
+    assert loaded == dict.fromkeys(answers, ("a/b", "v1", True))
+
+
+def test_an_adapter_says_which_revision_of_its_base_it_is_for(base_model, tmp_path) -> None:
+    config = make_spec(tmp_path, base_model).config
+    model = add_lora(load_base_model(str(base_model), config, "fp32", CPU), config, "a/b", revision="v1")
+    model.peft_config["default"].save_pretrained(str(tmp_path / "adapter"))
+    saved = PeftConfig.from_pretrained(tmp_path / "adapter")
+    assert (saved.base_model_name_or_path, saved.revision) == ("a/b", "v1")
+
+
+def test_code_of_a_models_own_runs_only_where_the_operator_trusts_it(tmp_path, monkeypatch) -> None:
+    path = give_own_code(make_base_model(tmp_path / "base"), monkeypatch)
+    config = make_spec(tmp_path, Path(path)).config
+    for load in (load_config, lambda source, **options: load_base_model(source, config, "fp32", CPU, **options)):
+        with pytest.raises(ModelError, match=r"'house' brings code of its own.* trust_remote_code: true"):
+            load(path, name="house")
+    assert not (tmp_path / "modules").exists(), "not even copied for import"
+    assert context_length(load_config(path, trust_remote_code=True)) == 128
+    model = load_base_model(path, config, "fp32", CPU, trust_remote_code=True)
+    assert type(model).__name__ == "HouseForCausalLM"
+    assert target_names(add_lora(model, config, path)) == PROJECTIONS
+
+
+def test_a_tokenizer_that_is_code_is_refused_since_adapters_could_not_carry_it(base_model, monkeypatch) -> None:
+    tokenizer = load_tokenizer(str(base_model))
+    theirs = type("HouseTokenizer", (type(tokenizer),), {"__module__": "transformers_modules.house.tokenization_house"})
+    monkeypatch.setattr(tokenizer, "__class__", theirs)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer)
+    with pytest.raises(ModelError, match=r"'house' is code of its own \(HouseTokenizer\)"):
+        load_tokenizer("a/b", trust_remote_code=True, name="house")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from arkor_ray.errors import ModelError
 from arkor_ray.schemas.checkpoint import BasePrecision
+from arkor_ray.schemas.model import LOAD_ERRORS, needs_remote_code, wants_remote_code
 from arkor_ray.serving.engine.attention import ATTENTION_NAME, RecordBatch
 from arkor_ray.serving.engine.kv_cache import LayerShape
 
@@ -34,9 +35,15 @@ class BaseModel:
 
 
 def load_base(
-    source: str, precision: BasePrecision, *, revision: str | None = None, device: str | None = None
+    source: str,
+    precision: BasePrecision,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    name: str | None = None,
+    device: str | None = None,
 ) -> BaseModel:
-    """Reads the weights of a Hub id or an absolute directory. No code of the model's repository is run.
+    """Reads the weights of a Hub id or an absolute directory; `name` is what messages call the model.
 
     nf4 quantises while loading (bitsandbytes); its activations are bf16 on a GPU and fp32 on a CPU.
     Raises ModelError when it cannot be read, or when the slot engine would not compute it exactly.
@@ -45,7 +52,7 @@ def load_base(
     dtype = _DTYPES.get(precision) or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     if source.startswith("/") and not Path(source, "config.json").is_file():
         raise ModelError(f"Base model {source}: there is no config.json in this directory.")
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **options)
         _check_config(config)
@@ -60,8 +67,10 @@ def load_base(
             )
             options["device_map"] = {"": place}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager", **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelError(f"Base model {source} cannot be loaded as {precision}: {error}") from error
+    except LOAD_ERRORS as error:
+        if not trust_remote_code and wants_remote_code(error):
+            raise needs_remote_code(name or source) from error
+        raise ModelError(f"Base model {name or source} cannot be loaded as {precision}: {error}") from error
     if precision != "nf4":
         model.to(place)  # type: ignore[arg-type]
     return prepare_base(model)

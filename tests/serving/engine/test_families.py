@@ -13,6 +13,7 @@ from arkor_ray.errors import ModelError
 from arkor_ray.serving.engine.base_model import load_base
 from arkor_ray.serving.engine.interface import GenRequest
 from arkor_ray.serving.engine.slot_engine import EngineConfig, SlotEngine
+from tests.own_code import give_own_code
 from tests.serving.conftest import MemorySource
 from tests.serving.tiny import VOCAB, make_adapter, make_model, peft_answer, save_base
 
@@ -86,6 +87,22 @@ def test_unknown_hub_model_is_a_model_error(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="nobody/nothing"):
         load_base("nobody/nothing", "fp32")
+
+
+async def test_code_of_a_models_own_runs_only_where_the_operator_trusts_it(tmp_path, monkeypatch, llama):
+    path = give_own_code(save_base(llama, tmp_path / "base"), monkeypatch)
+    with pytest.raises(ModelError, match=r"'house' brings code of its own.* trust_remote_code: true"):
+        load_base(path, "fp32", name="house")
+    assert not (tmp_path / "modules").exists(), "not even copied for import"
+    base = load_base(path, "fp32", trust_remote_code=True, device="cpu")
+    assert type(base.model).__name__ == "HouseForCausalLM"
+    engine = SlotEngine(base, MemorySource({}), EngineConfig(rows=2, slots=2, max_len=64))
+    try:
+        request = GenRequest("x", (5, 9, 200), 10)
+        found = [event.token_id async for batch in engine.generate(request) for event in batch]
+    finally:
+        engine.close()
+    assert found == peft_answer(llama, None, [5, 9, 200], 10)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
