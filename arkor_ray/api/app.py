@@ -13,10 +13,12 @@ from fastapi.routing import APIRoute
 from arkor_ray.api import error_handlers, readiness
 from arkor_ray.api.bodies import ErrorBody
 from arkor_ray.api.deps import Services
+from arkor_ray.api.endpoint_directory import EndpointDirectory
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
 from arkor_ray.api.last_used import LastUsed
 from arkor_ray.api.request_body import BodyLimit
 from arkor_ray.api.routes import ROUTERS
+from arkor_ray.db import identities
 from arkor_ray.db.session import Database
 from arkor_ray.events.stream import EventTail
 from arkor_ray.settings import Settings
@@ -48,7 +50,8 @@ def create_app(
         tail=tail or EventTail(db),
         inference=inference,
         logs=logs,
-        last_used=LastUsed(db),
+        last_used=LastUsed(db, identities.touch_token),
+        endpoints=EndpointDirectory(db, settings),
         readiness=readiness.of_parts(db, store),
     )
     described: dict[int | str, dict[str, Any]] = {
@@ -76,7 +79,9 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
-    app.state.services.last_used.close()
+    services: Services = app.state.services
+    services.endpoints.close()
+    services.last_used.close()
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from arkor_ray.schemas.base import WireModel
 from arkor_ray.schemas.checkpoint import Checkpoint, CheckpointManifest
+from arkor_ray.schemas.endpoint import Endpoint, EndpointKey, IssuedEndpointKey
 from arkor_ray.schemas.identity import Org, Token
 from arkor_ray.schemas.job import Job
 from arkor_ray.schemas.project import Project
@@ -76,6 +77,22 @@ class CheckpointList(WireModel):
 class CheckpointDetail(WireModel):
     checkpoint: Checkpoint
     manifest: CheckpointManifest
+
+
+class EndpointAnswer(WireModel):
+    endpoint: Endpoint = Field(alias="deployment")
+
+
+class EndpointList(WireModel):
+    endpoints: list[Endpoint] = Field(alias="deployments")
+
+
+class EndpointKeyAnswer(WireModel):
+    key: IssuedEndpointKey
+
+
+class EndpointKeyList(WireModel):
+    keys: list[EndpointKey]
 
 
 class Model(WireModel):

@@ -19,12 +19,16 @@ from tests.api.conftest import MODEL, FakeGateway, User
 
 pytestmark = pytest.mark.anyio
 
-# Sections 2 to 8 of the contract, and ours.
+# Sections 2 to 9 of the contract, and ours.
 ROUTES = {
     "/healthz": {"get"},
     "/readyz": {"get"},
     "/v1/auth/anonymous": {"post"},
     "/v1/auth/cli/config": {"get"},
+    "/v1/endpoints": {"get", "post"},
+    "/v1/endpoints/{endpoint_id}": {"get", "patch", "delete"},
+    "/v1/endpoints/{endpoint_id}/keys": {"get", "post"},
+    "/v1/endpoints/{endpoint_id}/keys/{key_id}": {"delete"},
     "/v1/inference/chat": {"post"},
     "/v1/jobs": {"get", "post"},
     "/v1/jobs/{job_id}": {"get"},
