@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from arkor_ray.errors import InvalidRequestError
 from arkor_ray.schemas.base import WireModel, invalid_request
+from arkor_ray.schemas.constraint import ResponseFormat, StructuredOutputs
 
 
 class Message(WireModel):
@@ -75,8 +76,8 @@ class ChatRequest(WireModel):
     stream_options: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @field_validator("stop", mode="after")
     @classmethod
@@ -91,6 +92,10 @@ class ChatRequest(WireModel):
             raise ValueError("adapter, baseModel: give exactly one of the two")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("topLogprobs needs logprobs true")
+        if self.structured_outputs is not None and self.response_format and self.response_format.type != "text":
+            raise ValueError(
+                f"structuredOutputs: cannot go with a responseFormat of type {self.response_format.type!r}; give one of the two"
+            )
         return self
 
     @classmethod
@@ -114,21 +119,12 @@ class ChatRequest(WireModel):
             raise InvalidRequestError(
                 "toolChoice: needs tools, which this server cannot enforce yet", param="toolChoice"
             )
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            raise InvalidRequestError(
-                "responseFormat: constrained decoding is not available on this server; send {'type': 'text'} or leave it out",
-                code="structured_outputs_not_configured",
-                param="responseFormat",
-            )
-        if self.structured_outputs is not None:
-            raise InvalidRequestError(
-                "structuredOutputs: constrained decoding is not available on this server; leave it out",
-                code="structured_outputs_not_configured",
-                param="structuredOutputs",
-            )
 
     def for_engine(self) -> dict[str, Any]:
-        """The part that the inference replica sees, in snake_case."""
+        """The part that the inference replica sees, in snake_case; `constraint` is that of `schemas.constraint`.
+
+        Raises InvalidRequestError for a JSON Schema that is none. Checking a large one takes time: call this in a thread.
+        """
         return {
             "messages": [message.for_template() for message in self.messages],
             "temperature": self.temperature,
@@ -136,4 +132,10 @@ class ChatRequest(WireModel):
             "max_tokens": self.max_tokens,
             "stop": self.stop or [],
             "seed": self.seed,
+            "constraint": self._constraint(),
         }
+
+    def _constraint(self) -> dict[str, Any] | None:
+        if self.structured_outputs is not None:
+            return self.structured_outputs.constraint()
+        return None if self.response_format is None else self.response_format.constraint()

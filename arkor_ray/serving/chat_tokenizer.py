@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from pathlib import Path
@@ -46,6 +47,11 @@ class ChatTokenizer:
     def decode(self, ids: list[int]) -> str:
         with self._lock:
             return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def backend(self) -> Any | None:
+        """A copy of the `tokenizers.Tokenizer` inside; None for a tokenizer written in Python."""
+        with self._lock:
+            return copy.copy(getattr(self.tokenizer, "backend_tokenizer", None))
 
     def end_ids(self, generation_config: Any) -> frozenset[int]:
         """Tokens that end an answer: those of the base model's generation config and the tokenizer's own."""

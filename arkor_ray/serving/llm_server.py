@@ -25,7 +25,8 @@ from arkor_ray.errors import AdapterError, ServiceUnavailableError
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.serving.adapter_loader import AdapterLoader, BaseIdentity, LoaderConfig
 from arkor_ray.serving.chat_tokenizer import ChatTokenizer
-from arkor_ray.serving.engine.interface import GenRequest
+from arkor_ray.serving.constraints import GrammarCompiler
+from arkor_ray.serving.engine.interface import GenRequest, TokenGrammar
 from arkor_ray.serving.single_flight import SingleFlight
 from arkor_ray.serving.text_stream import Detokenizer, StopMatcher
 from arkor_ray.storage.object_store import open_store
@@ -88,6 +89,7 @@ class LLMServer:
         self._base_speaker = _Speaker(base_tokenizer, base_tokenizer.end_ids(self._generation_config), fingerprint)
         self._tokenizers: OrderedDict[str, ChatTokenizer] = OrderedDict()
         self._flights: SingleFlight[ChatTokenizer] = SingleFlight()
+        self._compiler = GrammarCompiler()
 
     async def admit(self, manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
         """Makes an adapter ready to answer, and compares its log-probabilities with those of training.
@@ -121,9 +123,12 @@ class LLMServer:
         Raises InvalidRequestError, NotFoundError, AdapterError, StorageError or ServiceUnavailableError before the start.
         """
         speaker = await self._speaker(adapter_id)
-        messages = request["messages"]
+        messages, constraint = request["messages"], request.get("constraint")
+        grammar = None
+        if constraint is not None:
+            grammar = await self._compiler.grammar(constraint, speaker.tokenizer, speaker.end_ids)
         prompt = await asyncio.get_running_loop().run_in_executor(None, speaker.tokenizer.encode_chat, messages)
-        generation = self._generation(request, prompt, adapter_id, speaker)
+        generation = self._generation(request, prompt, adapter_id, speaker, grammar)
         detokenizer, stops = Detokenizer(speaker.tokenizer.decode), StopMatcher(request.get("stop") or [])
         completion, reason = 0, None
         async with aclosing(self._engine.generate(generation)) as batches:  # type: ignore[type-var]
@@ -173,9 +178,15 @@ class LLMServer:
         """Ends the engine's and the loader's threads."""
         self._engine.close()
         self._loader.close()
+        self._compiler.close()
 
     def _generation(
-        self, request: dict[str, Any], prompt: tuple[int, ...], adapter_id: str | None, speaker: _Speaker
+        self,
+        request: dict[str, Any],
+        prompt: tuple[int, ...],
+        adapter_id: str | None,
+        speaker: _Speaker,
+        grammar: TokenGrammar | None,
     ) -> GenRequest:
         defaults = self._generation_config
         sampling = bool(getattr(defaults, "do_sample", False))
@@ -194,6 +205,7 @@ class LLMServer:
             top_p=float(top_p),
             seed=request.get("seed"),
             eos_ids=speaker.end_ids,
+            grammar=grammar,
             queue_timeout=self._args.queue_timeout_s,
         )
 

@@ -179,8 +179,11 @@ async def test_unknown_step_is_404_naming_the_checkpoints(user: User, training: 
         ({"stop": [""]}, "stop"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"toolChoice": "required"}, "toolChoice"),
-        ({"responseFormat": {"type": "json_object"}}, "responseFormat"),
-        ({"structuredOutputs": {"regex": "a+"}}, "structuredOutputs"),
+        ({"responseFormat": {"type": "yaml"}}, "responseFormat.type"),
+        ({"responseFormat": {"type": "json_object"}, "structuredOutputs": {"regex": "a"}}, "structuredOutputs"),
+        ({"structuredOutputs": {"regex": "a+", "choice": ["a"]}}, "structuredOutputs"),
+        ({"structuredOutputs": {"json": {"type": "strin"}}}, "structuredOutputs.json.type"),
+        ({"stop": ["x"] * 10_000}, "stop"),
     ],
 )
 async def test_request_that_cannot_be_served_as_asked_is_400(
@@ -190,6 +193,27 @@ async def test_request_that_cannot_be_served_as_asked_is_400(
     assert answer.status_code == 400, answer.text
     assert answer.json()["param"] == param
     assert gateway.requests == [], "never generated as if it had not been asked"
+
+
+async def test_constraint_reaches_the_replica(user: User, gateway: FakeGateway) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"aB": {"type": "string"}},
+        "required": ["aB"],
+        "additionalProperties": False,
+    }
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    assert (await user.post(PATH, base(responseFormat=asked))).status_code == 200
+    assert gateway.requests[0]["constraint"] == {
+        "kind": "json", "schema": schema, "whitespace": None, "field": "responseFormat.json_schema.schema",
+    }  # fmt: skip
+
+
+async def test_schema_that_is_not_strict_has_its_own_code(user: User) -> None:
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "object"}}}
+    answer = await user.post(PATH, base(responseFormat=asked))
+    assert answer.status_code == 400 and answer.json()["code"] == "invalid_schema"
+    assert answer.json()["error"].startswith("invalid_schema: responseFormat.json_schema.schema: ")
 
 
 async def test_tools_without_a_parser_have_their_own_code(user: User) -> None:

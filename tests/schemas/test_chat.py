@@ -105,10 +105,6 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None
         ({"tools": [{"type": "function"}], "toolChoice": "auto"}, "tool_calling_not_configured"),
         ({"toolChoice": "required"}, "invalid_request"),
         ({"toolChoice": {"type": "function", "function": {"name": "f"}}}, "invalid_request"),
-        ({"responseFormat": {"type": "json_object"}}, "structured_outputs_not_configured"),
-        ({"responseFormat": {"type": "json_schema", "json_schema": {}}}, "structured_outputs_not_configured"),
-        ({"responseFormat": {}}, "structured_outputs_not_configured"),
-        ({"structuredOutputs": {"json": {}}}, "structured_outputs_not_configured"),
     ],
 )
 def test_constraint_that_cannot_be_kept_is_refused(fields: dict[str, Any], code: str) -> None:
