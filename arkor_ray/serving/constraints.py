@@ -100,7 +100,7 @@ class GrammarCompiler:
         except TimeoutError as error:
             raise _refusal(field, f"did not compile within {self._time_limit_s:g} s; make it simpler") from error
         except GrammarError as error:
-            raise _refusal(field, str(error)) from error
+            raise _refusal(error.field or field, str(error)) from error
         return MatcherGrammar(compiled, field)
 
     def close(self) -> None:
@@ -124,7 +124,11 @@ class GrammarCompiler:
 
 
 class GrammarError(ValueError):
-    """A constraint that decoding cannot enforce; the message says why."""
+    """A constraint that decoding cannot enforce; the message says why, `field` where it is not the constraint's own."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,8 @@ def _to_lark(constraint: dict[str, Any]) -> str:
         return f"start: {_regex_rule('|'.join(map(_literal, constraint['choice'])))}{_OPTIONS}"
     if kind == "grammar":
         return constraint["grammar"] + _OPTIONS
+    if kind == "tool_call":
+        return _call_rules(constraint["functions"])
     raise GrammarError(f"is of a kind this server does not know: {kind!r}")
 
 
@@ -233,6 +239,22 @@ def _json_rule(schema: dict[str, Any], whitespace: str | None) -> str:
     # Replaces what the user may have put there: `lenient` would have keywords ignored.
     options = {"whitespace_flexible": False} if whitespace == "" else {"whitespace_pattern": whitespace or _WHITESPACE}
     return f"%json {json.dumps(schema | {'x-guidance': options})}"
+
+
+def _call_rules(functions: list[dict[str, Any]]) -> str:
+    """A call of one of the functions, as `tool_parsers.ForcedCall` reads it."""
+    from llguidance import LLMatcher
+
+    rules = ["start: " + " | ".join(f"call_{i}" for i in range(len(functions)))]
+    for i, function in enumerate(functions):
+        arguments = _json_rule(function["parameters"], None)
+        # Alone first, for an error that names the function.
+        failed, messages = LLMatcher.validate_grammar_with_warnings(f"start: {arguments}{_OPTIONS}", limits=_limits())
+        if failed:
+            raise GrammarError(f"cannot be enforced: {_reason(messages[0])}", function["field"])
+        head = json.dumps(f'{{"name": "{function["name"]}", "arguments": ')
+        rules += [f'call_{i}: {head} arguments_{i} "}}"', f"arguments_{i}: {arguments}"]
+    return "\n".join(rules) + _OPTIONS
 
 
 def _regex_rule(regex: str) -> str:

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import jsonschema

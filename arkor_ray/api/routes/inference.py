@@ -28,7 +28,6 @@ router = APIRouter(prefix="/v1/inference", tags=["inference"], route_class=Stric
     response_class=Response,
 )
 async def chat(request: Request, services: ServicesDep, scope: ScopeDep, body: ChatRequest) -> Response:
-    body.refuse_constraints()
     asked = await run_in_threadpool(body.for_engine)
     target = await run_in_threadpool(_find_target, services, scope.project.id, body)
     items = services.inference.chat(target.base_model, target.base_precision, asked, target.adapter_id)
