@@ -35,6 +35,10 @@ _WHITESPACE = r"[ \t\n\r]{0,64}"
 _NO_LEAP_SECOND = r"^[^:]*:[0-5][0-9]:[0-5][0-9]([^0-9:].*)?$"
 # After the user's text, so that line numbers in errors are theirs.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+_DIALECTS = {
+    "regex": " as a regular expression (Rust's syntax, without look-around)",
+    "grammar": " as a Lark grammar (as llguidance reads it)",
+}
 
 
 class MatcherGrammar:
@@ -114,7 +118,7 @@ class GrammarCompiler:
         with self._lock:
             compiled = self._compiled.get(key)
         if compiled is None:
-            compiled = _compile(_to_lark(constraint), vocabulary)
+            compiled = _compile(_to_lark(constraint), vocabulary, _DIALECTS.get(constraint["kind"], ""))
         with self._lock:
             self._compiled[key] = compiled
             self._compiled.move_to_end(key)
@@ -183,18 +187,18 @@ class _Vocabularies:
         return vocabulary
 
 
-def _compile(lark: str, vocabulary: _Vocabulary) -> _Compiled:
+def _compile(lark: str, vocabulary: _Vocabulary, dialect: str = "") -> _Compiled:
     import numpy as np
     from llguidance import LLMatcher
 
     matcher = LLMatcher(vocabulary.tokenizer, lark, log_level=0, limits=_limits())
     if matcher.is_error():
-        raise GrammarError(f"cannot be enforced: {_reason(matcher.get_error())}")
+        raise GrammarError(f"cannot be enforced{dialect}: {_reason(matcher.get_error())}")
     # On a copy: what shows at the first token only is refused as well.
     first, mask = matcher.deep_copy(), np.zeros((vocabulary.tokenizer.vocab_size + 31) // 32, dtype=np.int32)
     _fill(first, mask)
     if first.is_error() or not mask.any():
-        raise GrammarError(f"cannot be enforced: {_reason(first.get_error()) or 'no text satisfies it'}")
+        raise GrammarError(f"cannot be enforced{dialect}: {_reason(first.get_error()) or 'no text satisfies it'}")
     return _Compiled(matcher, mask)
 
 

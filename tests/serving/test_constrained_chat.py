@@ -17,7 +17,7 @@ from arkor_ray.schemas.chat import ChatRequest
 from arkor_ray.serving.app import InferenceArgs
 from arkor_ray.serving.llm_server import LLMServer
 from arkor_ray.storage.local import LocalStore
-from tests.serving.test_constraints import SCHEMAS, TICKET, UNSUPPORTED, strict
+from tests.serving.schemas import SCHEMAS, TICKET, UNSUPPORTED, strict
 from tests.serving.tiny import commit_adapter, make_adapter, make_model, save_base
 
 pytestmark = pytest.mark.anyio

@@ -18,6 +18,7 @@ from arkor_ray.errors import InvalidRequestError
 from arkor_ray.serving import constraints
 from arkor_ray.serving.chat_tokenizer import ChatTokenizer
 from arkor_ray.serving.constraints import GrammarCompiler, MatcherGrammar
+from tests.serving.schemas import INTEGER, SCHEMAS, SHORT, UNSUPPORTED, strict
 from tests.serving.tiny import TEMPLATE, make_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +27,6 @@ TOKENIZER = ChatTokenizer(make_tokenizer(), "tiny")
 END, OTHER_END = 2, 3
 END_IDS = frozenset({END, OTHER_END})
 CLOSING = {i for i in range(len(TOKENIZER.tokenizer)) if TOKENIZER.decode([i]) in ('"', "}", "]")}
-TICKET = ["category", "urgency", "summary", "nextAction"]
 
 
 @pytest.fixture
@@ -76,81 +76,6 @@ def spell(grammar: MatcherGrammar, text: str) -> bool | None:
     return END in allowed(grammar)
 
 
-def strict(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-        **more,
-    }
-
-
-INTEGER, SHORT = {"type": "integer"}, {"type": "string", "maxLength": 8}
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "anything": {},
-    "any object": {"type": "object"},
-    "triage": strict({name: {"type": "string"} for name in TICKET}),
-    "triage with an enum": strict({"urgency": {"enum": ["low", "medium", "high"]}, "summary": SHORT}),
-    "optional properties": {"type": "object", "properties": {"a": INTEGER, "b": SHORT}, "required": ["b"]},
-    "names that need escapes": strict({'a"b': INTEGER, "é\\": {"type": "null"}}),
-    "further properties of a type": {"properties": {"a": SHORT}, "additionalProperties": INTEGER},
-    "properties by pattern": {
-        "type": "object", "properties": {"b": {"type": "boolean"}}, "patternProperties": {"^a": INTEGER},
-        "additionalProperties": False,
-    },
-    "count of properties": {"type": "object", "minProperties": 1, "maxProperties": 2},
-    "nested": strict({"a": strict({"b": strict({"c": {"type": "array", "items": strict({"d": INTEGER}), "maxItems": 2}})})}),
-    "array bounds": {"type": "array", "items": {"enum": [1, 2]}, "minItems": 1, "maxItems": 3},
-    "tuple": {"type": "array", "prefixItems": [INTEGER, {"type": "boolean"}], "items": False},
-    "tuple of draft 7": {
-        "$schema": "http://json-schema.org/draft-07/schema#", "type": "array", "items": [INTEGER, SHORT],
-        "additionalItems": False,
-    },
-    "string bounds": {"type": "string", "minLength": 2, "maxLength": 5},
-    "pattern": {"type": "string", "pattern": "^[a-c]{2}\\d$"},
-    "pattern and length": {"type": "string", "pattern": "^[a-z]+$", "minLength": 3, "maxLength": 4},
-    "integer bounds": {"type": "integer", "minimum": -3, "exclusiveMaximum": 12},
-    "number bounds": {"type": "number", "exclusiveMinimum": -1.5, "maximum": 2.25},
-    "exclusive bound of draft 4": {
-        "$schema": "http://json-schema.org/draft-04/schema#", "type": "integer", "minimum": 1, "exclusiveMinimum": True,
-        "maximum": 3,
-    },
-    "multiple": {"type": "integer", "multipleOf": 7, "minimum": 10, "maximum": 5000},
-    "constant": {"const": {"a": 'b"\\é😀', "c": [1, None]}},
-    "enum of many types": {"enum": [1, "a", None, True, {"a": [1]}, [2, "x"]]},
-    "types": {"type": ["integer", "null", "boolean"]},
-    "anyOf": {"anyOf": [INTEGER, SHORT, strict({"a": INTEGER})]},
-    "oneOf told apart": {"oneOf": [INTEGER, SHORT]},
-    "allOf": {"allOf": [{"properties": {"a": INTEGER}, "required": ["a"]}, {"properties": {"b": SHORT}, "required": ["b"]}],
-              "type": "object"},
-    "reference with a sibling": {"$ref": "#/$defs/a", "minimum": 3, "$defs": {"a": {"type": "integer", "maximum": 9}}},
-    "recursion": {
-        "$ref": "#/$defs/node", "$defs": {"node": strict({"next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}})},
-    },
-    **{f"format {name}": {"type": "string", "format": name}
-       for name in ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")},
-}  # fmt: skip
-
-UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "not": {"not": INTEGER},
-    "if": {"if": INTEGER, "then": {}},
-    "uniqueItems": {"type": "array", "uniqueItems": True},
-    "contains": {"type": "array", "contains": INTEGER},
-    "propertyNames": {"type": "object", "propertyNames": SHORT},
-    "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
-    "unevaluatedProperties": {"unevaluatedProperties": False},
-    "overlapping oneOf": {"oneOf": [INTEGER, {"type": "number"}]},
-    "format": {"type": "string", "format": "idn-hostname"},
-    "look-around": {"type": "string", "pattern": "(?=a)b"},
-    "broken pattern": {"type": "string", "pattern": "("},
-    "remote reference": {"$ref": "https://example.com/schema"},
-    "reference to nothing": {"$ref": "#/$defs/a"},
-    "nothing satisfies it": {"type": "integer", "minimum": 5, "maximum": 2},
-    "leniency that the schema asks for": {"not": INTEGER, "x-guidance": {"lenient": True}},
-}
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
 async def test_whatever_is_generated_satisfies_the_schema(compiler: GrammarCompiler, name: str) -> None:
     schema = SCHEMAS[name]
@@ -195,7 +120,7 @@ async def test_regex_is_matched_as_a_whole(compiler: GrammarCompiler, regex: str
 
 @pytest.mark.parametrize("regex", ["(?=a)b", r"(a)\1", "(", "[", "(" * 4000, "a" + "{1000}" * 6])
 async def test_regex_that_cannot_be_enforced_is_refused(compiler: GrammarCompiler, regex: str) -> None:
-    with pytest.raises(InvalidRequestError, match=r"^theField: cannot be enforced: ") as raised:
+    with pytest.raises(InvalidRequestError, match=r"^theField: cannot be enforced as a regular expression") as raised:
         await grammar(compiler, kind="regex", regex=regex)
     assert len(raised.value.message) < 400, "the regex itself is not repeated"
 
@@ -240,7 +165,7 @@ async def test_grammar_is_lark(compiler: GrammarCompiler) -> None:
     ],
 )
 async def test_grammar_that_is_none_is_refused(compiler: GrammarCompiler, lark: str, said: str) -> None:
-    with pytest.raises(InvalidRequestError, match=f"^theField: cannot be enforced: .*{said}"):
+    with pytest.raises(InvalidRequestError, match=f"^theField: cannot be enforced as a Lark grammar .*: .*{said}"):
         await grammar(compiler, kind="grammar", grammar=lark)
 
 
@@ -286,10 +211,10 @@ async def test_compile_that_takes_too_long_is_refused_and_harms_nobody(monkeypat
     release, slowly = asyncio.Event(), constraints._compile
     loop = asyncio.get_running_loop()
 
-    def compile_slowly(lark: str, vocabulary: Any) -> Any:
+    def compile_slowly(lark: str, *rest: Any) -> Any:
         if "slow" in lark:
             asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
-        return slowly(lark, vocabulary)
+        return slowly(lark, *rest)
 
     monkeypatch.setattr(constraints, "_compile", compile_slowly)
     with pytest.raises(InvalidRequestError, match=r"theField: did not compile within 0\.05 s"):
@@ -303,7 +228,9 @@ async def test_same_constraint_is_compiled_once_for_each_vocabulary(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled, really = [], constraints._compile
-    monkeypatch.setattr(constraints, "_compile", lambda lark, words: compiled.append(words.key) or really(lark, words))
+    monkeypatch.setattr(
+        constraints, "_compile", lambda lark, words, dialect: compiled.append(words.key) or really(lark, words, dialect)
+    )
     other_template = ChatTokenizer(make_tokenizer(TEMPLATE + " "), "an adapter")
     other_words = ChatTokenizer(make_tokenizer(), "another")
     other_words.tokenizer = make_tokenizer(TEMPLATE + "  ")
