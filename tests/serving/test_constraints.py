@@ -118,7 +118,7 @@ async def test_regex_is_matched_as_a_whole(compiler: GrammarCompiler, regex: str
     assert all(re.fullmatch(regex.replace(r"\p{Lu}", "[^\\W\\d_a-z]"), text) for text in ended)
 
 
-@pytest.mark.parametrize("regex", ["(?=a)b", r"(a)\1", "(", "[", "(" * 4000, "a" + "{1000}" * 6])
+@pytest.mark.parametrize("regex", ["(?=a)b", r"(a)\1", "(", "[", "(" * 4000])
 async def test_regex_that_cannot_be_enforced_is_refused(compiler: GrammarCompiler, regex: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"^theField: cannot be enforced as a regular expression") as raised:
         await grammar(compiler, kind="regex", regex=regex)
@@ -158,7 +158,7 @@ async def test_grammar_is_lark(compiler: GrammarCompiler) -> None:
     ("lark", "said"),
     [
         ('start: "a" nothing', "nothing"),
-        ('start: "a"\nb: "x" |', r"2\("),
+        ('start: "a"\nb: ) "x"', r"2\("),
         ('x: "a"', "start"),
         ("start: start", ""),
         ("start: " + "(" * 20_000, "nested"),
@@ -180,6 +180,7 @@ EXPLODING: dict[str, dict[str, Any]] = {
     "terminals": {"kind": "grammar", "grammar": doubling(True)},
     "rules": {"kind": "grammar", "grammar": doubling(False)},
     "repetition": {"kind": "regex", "regex": "x{1000000000}"},
+    "repetition of repetitions": {"kind": "regex", "regex": "a" + "{1000}" * 6},
     "nested repetition": {"kind": "regex", "regex": "((a{1,1000}){1,1000}){1,1000}"},
     "catastrophe for a backtracking matcher": {"kind": "regex", "regex": "(x+x+)+y|(.*a){25}"},
     "anyOf times anyOf": {"kind": "json", "whitespace": None, "schema": {"allOf": [
