@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from arkor_ray.schemas.base import WireModel
 from arkor_ray.schemas.constraint import ResponseFormat, StructuredOutputs
-from arkor_ray.schemas.tool import MAX_TOOLS, Tool, ToolChoice, check_choice, check_parameters, forced_call
+from arkor_ray.schemas.tool import MAX_TOOLS, Tool, ToolChoice, call_constraint, check_choice, check_parameters
 
 MAX_STOP_LENGTH = 1024
 
@@ -133,7 +133,7 @@ class ChatRequest(WireModel):
 
     def _constraint(self) -> dict[str, Any] | None:
         if self._active_tools:
-            return forced_call(self._active_tools, self.tool_choice)
+            return call_constraint(self._active_tools, self.tool_choice)
         if self.structured_outputs is not None:
             return self.structured_outputs.constraint()
         return None if self.response_format is None else self.response_format.constraint()

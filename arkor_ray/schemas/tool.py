@@ -80,20 +80,22 @@ def check_parameters(tools: list[Tool]) -> None:
             )
 
 
-def forced_call(tools: list[Tool], choice: ToolChoice | None) -> dict[str, Any] | None:
-    """The constraint of an answer that must be a call; None where the model may choose."""
-    if choice == "required":
-        wanted = None
-    elif isinstance(choice, NamedToolChoice):
-        wanted = choice.function.name
-    else:
+def call_constraint(tools: list[Tool], choice: ToolChoice | None) -> dict[str, Any] | None:
+    """`kind` tool_call, with the `functions` that may be called: their names, parameters and fields.
+
+    `forced` says that the answer must be a call; else it may be one, and then keeps to the parameters, since a function is
+    strict. None where the model may choose and no function is.
+    """
+    forced = choice == "required" or isinstance(choice, NamedToolChoice)
+    if not forced and not any(tool.function.strict for tool in tools):
         return None
+    wanted = choice.function.name if isinstance(choice, NamedToolChoice) else None
     functions = [
         {"name": tool.function.name, "parameters": tool.function.schema_of_arguments(), "field": _field(i)}
         for i, tool in enumerate(tools)
         if wanted in (None, tool.function.name)
     ]
-    return {"kind": "tool_call", "functions": functions, "field": "tools"}
+    return {"kind": "tool_call", "forced": forced, "functions": functions, "field": "tools"}
 
 
 def _field(index: int) -> str:

@@ -77,6 +77,10 @@ class ChatTokenizer:
 
         return decode
 
+    def are_text(self, tokens: Collection[str]) -> bool:
+        """Whether none of them is a special token of this tokenizer."""
+        return not set(tokens) & set(self.tokenizer.all_special_tokens)
+
     def backend(self) -> Any | None:
         """A copy of the `tokenizers.Tokenizer` inside; None for a tokenizer written in Python."""
         with self._lock:

@@ -107,6 +107,10 @@ class GrammarCompiler:
             raise _refusal(error.field or field, str(error)) from error
         return MatcherGrammar(compiled, field)
 
+    def prepare(self, tokenizer: ChatTokenizer, end_ids: frozenset[int]) -> None:
+        """Begins what is needed once for a tokenizer, so that its first constrained request need not wait for it."""
+        self._threads.submit(self._vocabularies.of, tokenizer, end_ids)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -230,7 +234,7 @@ def _to_lark(constraint: dict[str, Any]) -> str:
     if kind == "grammar":
         return constraint["grammar"] + _OPTIONS
     if kind == "tool_call":
-        return _call_rules(constraint["functions"])
+        return _call_rules(constraint["functions"], forced=constraint["forced"])
     raise GrammarError(f"is of a kind this server does not know: {kind!r}")
 
 
@@ -245,11 +249,20 @@ def _json_rule(schema: dict[str, Any], whitespace: str | None) -> str:
     return f"%json {json.dumps(schema | {'x-guidance': options})}"
 
 
-def _call_rules(functions: list[dict[str, Any]]) -> str:
-    """A call of one of the functions, as `tool_parsers.ForcedCall` reads it."""
+def _call_rules(functions: list[dict[str, Any]], *, forced: bool) -> str:
+    """A call of one of the functions, as `tool_parsers.ForcedCall` reads it; or text and any number of calls in Hermes'
+    tags."""
     from llguidance import LLMatcher
 
-    rules = ["start: " + " | ".join(f"call_{i}" for i in range(len(functions)))]
+    calls = " | ".join(f"call_{i}" for i in range(len(functions)))
+    rules = [f"start: {calls}"]
+    if not forced:
+        rules = [
+            "start: tagged* TEXT",
+            f'tagged: tag "\\n"? ({calls}) "\\n"? "</tool_call>"',
+            'tag[lazy]: TEXT "<tool_call>"',
+            r"TEXT: /(.|\n)*/",
+        ]
     for i, function in enumerate(functions):
         arguments = _json_rule(function["parameters"], None)
         # Alone first, for an error that names the function.

@@ -91,6 +91,7 @@ class LLMServer:
         self._tokenizers: OrderedDict[str, ChatTokenizer] = OrderedDict()
         self._flights: SingleFlight[ChatTokenizer] = SingleFlight()
         self._compiler = GrammarCompiler()
+        self._compiler.prepare(self._base_speaker.tokenizer, self._base_speaker.end_ids)
 
     async def admit(self, manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
         """Makes an adapter ready to answer, and compares its log-probabilities with those of training.
@@ -108,7 +109,8 @@ class LLMServer:
         except ValidationError as error:
             raise AdapterError(f"Not a checkpoint manifest: {error.errors(include_url=False)[0]['msg']}") from error
         weights = await self._loader.admit(parsed, data)
-        placed, _ = await asyncio.gather(self._engine.preload(weights), self._speaker(parsed.adapter_id))
+        placed, speaker = await asyncio.gather(self._engine.preload(weights), self._speaker(parsed.adapter_id))
+        self._compiler.prepare(speaker.tokenizer, speaker.end_ids)
         return {
             "adapter_id": parsed.adapter_id,
             "manifest_sha256": parsed.sha256,
@@ -258,11 +260,11 @@ class LLMServer:
 
 def _parser(request: dict[str, Any], tokenizer: ChatTokenizer) -> ToolParser | None:
     """What reads the calls in the answer; None where there can be none."""
-    tools, constraint = request.get("tools") or [], request.get("constraint") or {}
-    if constraint.get("kind") == "tool_call":
-        return ForcedCall()
+    tools, constraint = request.get("tools") or [], request.get("constraint")
     if not tools:
         return None
+    if constraint is not None and constraint["forced"]:
+        return ForcedCall()
     parser = parser_for(tokenizer.template_text, [tool["function"]["name"] for tool in tools])
     if parser is None:
         raise InvalidRequestError(
@@ -271,12 +273,11 @@ def _parser(request: dict[str, Any], tokenizer: ChatTokenizer) -> ToolParser | N
             code="tool_calling_not_configured",
             param="tools",
         )
-    strict = [i for i, tool in enumerate(tools) if tool["function"].get("strict")]
-    if strict:
+    if constraint is not None and not (parser.enforceable and tokenizer.are_text(parser.markers)):
         raise InvalidRequestError(
-            f"tools.{strict[0]}.function.strict: is only enforced where toolChoice asks for a call; leave it out, or send "
+            "tools: strict can be enforced for this model only where toolChoice asks for a call; leave it out, or send "
             "toolChoice 'required' or name a function",
-            param=f"tools.{strict[0]}.function.strict",
+            param="tools",
         )
     return parser
 

@@ -13,13 +13,13 @@ A call is told once it is whole. What looks like one and cannot be read, or name
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from arkor_ray.serving.text_stream import overlap
+from arkor_ray.serving.tool_forms import Call, read_gemma, read_json, read_mistral, read_objects
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ Piece = str | CallDelta
 
 
 class ToolParser(Protocol):
-    #: Special tokens that must stay visible in the text it reads.
+    #: What marks a call. Where these are special tokens, they must stay visible in the text it reads.
     markers: tuple[str, ...]
+    #: Whether a `tool_call` constraint that is not forced has calls in this form.
+    enforceable: bool
 
     def push(self, text: str) -> list[Piece]:
         """What has become certain with this text."""
@@ -48,12 +50,12 @@ class ToolParser(Protocol):
 def parser_for(template: str, names: Collection[str]) -> ToolParser | None:
     """For a model with this chat template and the tools on offer; None when the template shows no form known here."""
     if "<|tool_call>" in template and "<tool_call|>" in template:
-        return MarkedCalls("<|tool_call>", "<tool_call|>", _read_gemma, names, quote='<|"|>')
+        return MarkedCalls("<|tool_call>", "<tool_call|>", read_gemma, names, quote='<|"|>')
     if "[TOOL_CALLS]" in template:
-        return MarkedCalls("[TOOL_CALLS]", None, _read_mistral, names, markers=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"))
+        return MarkedCalls("[TOOL_CALLS]", None, read_mistral, names, markers=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"))
     # The same tags are put around other forms as well: XML in Qwen3-Coder and GLM-4.5.
     if "<tool_call>" in template and "arguments" in template and not re.search("<function=|<arg_key>", template):
-        return MarkedCalls("<tool_call>", "</tool_call>", _read_json, names)
+        return MarkedCalls("<tool_call>", "</tool_call>", read_json, names)
     if "ipython" in template and '"parameters"' in template.replace("\\", ""):
         return WholeAnswer(names)
     return None
@@ -63,6 +65,7 @@ class ForcedCall:
     """The one call that a `tool_call` constraint leaves room for; its arguments are told as they come."""
 
     markers: tuple[str, ...] = ()
+    enforceable = True
     _HEAD = re.compile(r'\{"name": "([^"]*)", "arguments": ')
 
     def __init__(self) -> None:
@@ -97,13 +100,14 @@ class MarkedCalls:
         self,
         begin: str,
         end: str | None,
-        read: Callable[[str], list[tuple[str, str]]],
+        read: Callable[[str], list[Call]],
         names: Collection[str],
         *,
         quote: str = '"',
         markers: tuple[str, ...] = (),
     ) -> None:
         self.markers = markers or (begin, *([end] if end else []), *([quote] if len(quote) > 1 else []))
+        self.enforceable = read is read_json
         self._begin, self._end, self._read, self._names, self._quote = begin, end, read, names, quote
         self._held = ""
         self._inside = False
@@ -180,6 +184,7 @@ class WholeAnswer:
     """Llama's calls: one JSON object after another and nothing else, perhaps after `<|python_tag|>`."""
 
     markers: tuple[str, ...] = ("<|python_tag|>",)
+    enforceable = False
     _TAG = "<|python_tag|>"
     _BEGINNINGS = tuple(f'{{"{key}"' for key in ("name", "type", "parameters", "arguments"))
 
@@ -200,7 +205,7 @@ class WholeAnswer:
     def finish(self, *, complete: bool) -> list[Piece]:
         held, self._held = self._held, ""
         try:
-            calls = _read_objects(held.strip().removeprefix(self._TAG)) if complete else []
+            calls = read_objects(held.strip().removeprefix(self._TAG)) if complete else []
         except (ValueError, RecursionError):
             calls = []
         if not calls or any(name not in self._names for name, _ in calls):
@@ -225,118 +230,3 @@ def _ends_in_quotes(text: str, quote: str) -> bool:
     if quote == '"':
         text = re.sub(r"\\.", "", text, flags=re.DOTALL)
     return text.count(quote) % 2 == 1
-
-
-def _read_json(body: str) -> list[tuple[str, str]]:
-    return [_call(_JSON.decode(body))]
-
-
-def _read_mistral(body: str) -> list[tuple[str, str]]:
-    body = body.strip()
-    if body.startswith("["):
-        return [_call(item) for item in _JSON.decode(body)]
-    found = re.fullmatch(r"([\w.-]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(\{.*\})", body, re.DOTALL)
-    if found is None:
-        raise ValueError("neither a list of calls nor a name and arguments")
-    return [_call({"name": found[1], "arguments": _JSON.decode(found[2])})]
-
-
-def _read_objects(text: str) -> list[tuple[str, str]]:
-    calls, at = [], 0
-    while at < len(text):
-        item, at = _JSON.raw_decode(text, at)
-        calls.append(_call(item))
-        at += len(text[at:]) - len(text[at:].lstrip("; \t\r\n"))
-    return calls
-
-
-def _call(item: Any) -> tuple[str, str]:
-    """Name and arguments, as JSON text, of a call written as JSON. Raises ValueError when it is none."""
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        raise ValueError("not a call")
-    arguments = item.get("arguments", item.get("parameters", {}))
-    if not isinstance(arguments, dict):
-        raise ValueError("its arguments are not an object")
-    return item["name"], _json_text(arguments)
-
-
-def _json_text(arguments: Any) -> str:
-    text = json.dumps(arguments, ensure_ascii=False)
-    text.encode()  # raises for half a surrogate pair, which could not be sent
-    return text
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _read_gemma(body: str) -> list[tuple[str, str]]:
-    found = re.fullmatch(r"\s*call:\s*([\w.-]+)\s*(\{.*\})\s*", body, re.DOTALL)
-    if found is None:
-        raise ValueError("not call:name{…}")
-    return [(found[1], _json_text(_GemmaValue(found[2]).read()))]
-
-
-class _GemmaValue:
-    """Gemma 4's own way to write a value: JSON, but for names without quotes and texts between `<|"|>`."""
-
-    _QUOTE = '<|"|>'
-    _NAME = re.compile(r'\s*(?:<\|"\|>(.*?)<\|"\|>|"((?:[^"\\]|\\.)*)"|([^:,{}\[\]\s"]+))\s*:', re.DOTALL)
-    _BARE = re.compile(r"[^,{}\[\]\s]+")
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-
-    def read(self) -> Any:
-        value = self._value()
-        if self._text[self._at :].strip():
-            raise ValueError("more after the value")
-        return value
-
-    def _value(self) -> Any:
-        if self._take(self._QUOTE):
-            end = self._text.find(self._QUOTE, self._at)
-            if end < 0:
-                raise ValueError("a text without an end")
-            value, self._at = self._text[self._at : end], end + len(self._QUOTE)
-            return value
-        if self._take("{"):
-            return dict(self._items("}", self._pair))
-        if self._take("["):
-            return self._items("]", self._value)
-        if self._text.startswith('"', self._at):
-            value, self._at = _JSON.raw_decode(self._text, self._at)
-            return value
-        bare = self._BARE.match(self._text, self._at)
-        if bare is None:
-            raise ValueError("no value")
-        self._at = bare.end()
-        return _JSON.decode(bare[0])
-
-    def _items(self, close: str, item: Callable[[], Any]) -> list[Any]:
-        found: list[Any] = []
-        while not self._take(close):
-            if found and not self._take(","):
-                raise ValueError(f"neither , nor {close}")
-            found.append(item())
-        return found
-
-    def _pair(self) -> tuple[str, Any]:
-        name = self._NAME.match(self._text, self._at)
-        if name is None:
-            raise ValueError("no name")
-        self._at = name.end()
-        return next(part for part in name.groups() if part is not None), self._value()
-
-    def _take(self, token: str) -> bool:
-        """Steps over white space, and over `token` if it comes next."""
-        while self._text[self._at : self._at + 1].isspace():
-            self._at += 1
-        if not self._text.startswith(token, self._at):
-            return False
-        self._at += len(token)
-        return True

@@ -56,6 +56,7 @@ def test_required_call_is_one_of_any_tool_and_a_named_one_of_that() -> None:
     tools = [tool(parameters=CITY), tool("add"), tool("any", parameters={})]
     assert for_engine(tools=tools, toolChoice="required")["constraint"] == {
         "kind": "tool_call",
+        "forced": True,
         "field": "tools",
         "functions": [
             {"name": "get_weather", "parameters": CITY, "field": "tools.0.function.parameters"},
@@ -117,8 +118,12 @@ def test_parameters_must_be_a_schema_of_an_object(choice: str, function: dict[st
     assert (raised.value.code, raised.value.param) == ("invalid_schema", f"tools.1.function.parameters{place}")
 
 
-def test_strict_parameters_are_fine() -> None:
-    assert for_engine(tools=[tool(parameters=CITY, strict=True)], toolChoice="required")["constraint"]
+def test_strict_function_binds_calls_that_the_model_chooses_to_make() -> None:
+    tools = [tool(parameters=CITY, strict=True), tool("add")]
+    for choice, forced in (("required", True), ("auto", False), (None, False)):
+        constraint = for_engine(tools=tools, toolChoice=choice)["constraint"]
+        assert constraint["forced"] is forced and len(constraint["functions"]) == 2
+    assert for_engine(tools=tools, toolChoice="none")["constraint"] is None
 
 
 def test_tools_go_with_a_constraint_once_they_are_switched_off() -> None:

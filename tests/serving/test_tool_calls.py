@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from arkor_ray.errors import InvalidRequestError
@@ -16,15 +18,16 @@ from arkor_ray.schemas.chat import ChatRequest
 from arkor_ray.serving.answer_reader import AnswerReader
 from arkor_ray.serving.app import InferenceArgs
 from arkor_ray.serving.chat_tokenizer import ChatTokenizer
+from arkor_ray.serving.constraints import GrammarCompiler, MatcherGrammar
 from arkor_ray.serving.llm_server import LLMServer
-from arkor_ray.serving.tool_parsers import ForcedCall, parser_for
+from arkor_ray.serving.tool_parsers import CallDelta, ForcedCall, parser_for
 from arkor_ray.storage.local import LocalStore
 from tests.serving.schemas import strict
 from tests.serving.tiny import TEMPLATE, commit_adapter, make_adapter, make_model, make_tokenizer, save_base
 
 pytestmark = pytest.mark.anyio
 
-HERMES_ADAPTER, OTHER_ADAPTER = "job-step-1", "job-step-2"
+HERMES_ADAPTER, OTHER_ADAPTER, LLAMA_ADAPTER = "job-step-1", "job-step-2", "job-step-3"
 #: Shows the tools and the form of a call, as Qwen's template does.
 HERMES = (
     "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
@@ -33,6 +36,7 @@ HERMES = (
     "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.arguments.city }}</tool_call>{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+LLAMA = TEMPLATE + '{# Environment: ipython. {"name": name, "parameters": arguments} #}'
 ARGUMENTS = {
     "get_weather": strict(
         {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer", "minimum": 1, "maximum": 14}}
@@ -55,11 +59,11 @@ def named(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLMServer]:
-    """The base and one adapter have a template that knows nothing of tools, the other adapter one that does."""
+    """The base and one adapter have a template that knows nothing of tools, the others one that does."""
     folder = tmp_path_factory.mktemp("tools")
     model = make_model(max_position_embeddings=2048)
     base, store = str(save_base(model, folder / "base")), LocalStore(folder / "store")
-    for step, template in ((1, HERMES), (2, TEMPLATE)):
+    for step, template in ((1, HERMES), (2, TEMPLATE), (3, LLAMA)):
         adapter = make_adapter(model, folder / str(step), seed=step)
         commit_adapter(store, adapter, "job", step, base_model=base, tokenizer=make_tokenizer(template))
     server = LLMServer(
@@ -90,6 +94,27 @@ async def chat(server: LLMServer, adapter_id: str | None = None, **fields: Any) 
         start=items[0],
         reason=items[-1]["finish_reason"],
     )
+
+
+def allowed(grammar: MatcherGrammar) -> list[int]:
+    return np.flatnonzero(np.unpackbits(grammar.mask().view(np.uint8), bitorder="little")).tolist()
+
+
+def spell(tokenizer: ChatTokenizer, grammar: MatcherGrammar, text: str) -> bool:
+    """Accepts a text that the grammar must allow; whether it may end there."""
+    for token in tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]:
+        assert token in allowed(grammar)
+        grammar.accept(token)
+    return 2 in allowed(grammar)
+
+
+def walk(tokenizer: ChatTokenizer, grammar: MatcherGrammar, seed: int, *, until: str) -> str:
+    """A random text of the grammar up to `until`."""
+    draw, tokens = random.Random(seed), []
+    while until not in (text := tokenizer.decode(tokens)):
+        tokens.append(draw.choice([token for token in allowed(grammar) if token != 2]))
+        grammar.accept(tokens[-1])
+    return text
 
 
 @pytest.mark.parametrize("adapter_id", [None, HERMES_ADAPTER, OTHER_ADAPTER])
@@ -143,10 +168,33 @@ async def test_free_choice_shows_the_model_its_tools(server: LLMServer) -> None:
     assert free.reason == "length" and free.text and free.name is None
 
 
-async def test_strict_arguments_are_refused_where_only_the_model_chooses(server: LLMServer) -> None:
-    with pytest.raises(InvalidRequestError) as raised:
-        await chat(server, HERMES_ADAPTER, tools=[tool("stop"), tool("set_alarm", strict=True)])
-    assert raised.value.param == "tools.1.function.strict"
+async def test_strict_arguments_are_enforced_where_the_model_chooses_to_call(server: LLMServer) -> None:
+    """A random model all but never calls: so it is given a text that begins with a call, and must go on with one."""
+    tools = [tool("stop"), tool("set_alarm", strict=True)]
+    asked = ChatRequest.model_validate(
+        {"messages": [{"role": "user", "content": "hi"}], "baseModel": "x", "tools": tools}
+    ).for_engine()
+    tokenizer = ChatTokenizer(make_tokenizer(HERMES), "x")
+    compiler = GrammarCompiler()
+    for seed in range(10):
+        found = await compiler.grammar(asked["constraint"], tokenizer, frozenset({2}))
+        assert spell(tokenizer, found, "Wait < a minute <tool_call>") is False, "it may not end in the middle of a call"
+        text = "<tool_call>" + walk(tokenizer, found, seed, until="</tool_call>")
+        assert spell(tokenizer, found, " That was it <tool") is True
+        parser = parser_for(HERMES, list(ARGUMENTS))
+        assert parser is not None
+        name, arguments = parser.push(text)
+        assert isinstance(name, CallDelta) and isinstance(arguments, CallDelta) and name.name in ("stop", "set_alarm")
+        jsonschema.validate(json.loads(arguments.arguments), ARGUMENTS[name.name])
+    compiler.close()
+    assert (await chat(server, HERMES_ADAPTER, tools=tools, maxTokens=20)).reason == "length"
+
+
+async def test_strict_arguments_that_cannot_be_enforced_are_refused(server: LLMServer) -> None:
+    with pytest.raises(InvalidRequestError, match="strict") as raised:
+        await chat(server, LLAMA_ADAPTER, tools=[tool("stop"), tool("set_alarm", strict=True)])
+    assert raised.value.param == "tools"
+    assert (await chat(server, LLAMA_ADAPTER, tools=[tool("stop")], maxTokens=9)).text
     assert (await chat(server, tools=[tool("stop", strict=True)], toolChoice="required")).arguments == "{}"
 
 
