@@ -52,7 +52,7 @@ def _call(item: Any) -> Call:
 
 
 def _json_text(arguments: Any) -> str:
-    text = json.dumps(arguments, ensure_ascii=False)
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)  # 1e999 is read as infinity
     text.encode()  # raises for half a surrogate pair, which could not be sent
     return text
 

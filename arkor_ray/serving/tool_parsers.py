@@ -205,7 +205,7 @@ class WholeAnswer:
     def finish(self, *, complete: bool) -> list[Piece]:
         held, self._held = self._held, ""
         try:
-            calls = read_objects(held.strip().removeprefix(self._TAG)) if complete else []
+            calls = read_objects(held.strip().removeprefix(self._TAG).lstrip()) if complete else []
         except (ValueError, RecursionError):
             calls = []
         if not calls or any(name not in self._names for name, _ in calls):

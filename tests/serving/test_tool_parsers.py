@@ -62,6 +62,10 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, dict[str, Any]]]]] = {
         "hermes", '<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>',
         '<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>', [],
     ),
+    "hermes, a number beyond all": (
+        "hermes", '<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>',
+        '<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>', [],
+    ),
     "hermes, half a surrogate pair": (
         "hermes", '<tool_call>{"name": "add", "arguments": {"a": "\\ud800"}}</tool_call>',
         '<tool_call>{"name": "add", "arguments": {"a": "\\ud800"}}</tool_call>', [],
@@ -79,7 +83,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, dict[str, Any]]]]] = {
     "llama, one": ("llama", '{"name": "get_weather", "parameters": {"city": "Paris"}}', "", [PARIS]),
     "llama, tagged, several": (
         "llama",
-        '<|python_tag|>{"type": "function", "name": "get_weather", "parameters": {"city": "Paris"}}; '
+        '<|python_tag|> {"type": "function", "name": "get_weather", "parameters": {"city": "Paris"}}; '
         '{"name": "add", "parameters": {}}\n',
         "", [PARIS, ("add", {})],
     ),
