@@ -84,8 +84,8 @@ async def test_most_answers_do_end(server: LLMServer) -> None:
 @pytest.mark.parametrize("adapter_id", [None, ADAPTER])
 async def test_ticket_is_triaged_into_its_four_texts(server: LLMServer, adapter_id: str | None) -> None:
     schema = strict({name: {"type": "string"} for name in TICKET})
-    asked = {"responseFormat": format_of(schema, strictly=True), "maxTokens": 2500}
-    found = await asyncio.gather(*(chat(server, adapter_id, seed=seed, **asked) for seed in range(6)))
+    asked = {"responseFormat": format_of(schema, strictly=True), "maxTokens": 1200}
+    found = await asyncio.gather(*(chat(server, adapter_id, seed=seed, **asked) for seed in range(4)))
     ended = [json.loads(text) for text, reason in found if reason == "stop"]
     assert ended, "a random model closes its strings sooner or later"
     for ticket in ended:
@@ -138,7 +138,7 @@ async def test_what_the_engine_cannot_enforce_is_refused_before_the_first_token(
 
 
 async def test_megabyte_of_prompt_is_refused(server: LLMServer) -> None:
-    with pytest.raises(InvalidRequestError, match="messages: the prompt has"):
+    with pytest.raises(InvalidRequestError, match="the prompt has 200012 tokens"):
         await chat(server, messages=[{"role": "user", "content": "fine " * 200_000}])
 
 

@@ -316,7 +316,8 @@ class SlotEngine:
                 ready.append(row)
         if ready:
             drawn = [sequences[row] for row in ready]
-            tokens = sample(logits[ready], [s.sampler for s in drawn], [s.mask and s.mask.result() for s in drawn])
+            logits = logits if len(drawn) == len(sequences) else logits[ready]
+            tokens = sample(logits, [s.sampler for s in drawn], [s.mask and s.mask.result() for s in drawn])
             self._accept(drawn, tokens)
 
     def _ask_mask(self, sequence: Sequence) -> None:
