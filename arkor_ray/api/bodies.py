@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -82,7 +82,20 @@ class Model(WireModel):
     name: str = Field(description="What `config.model` and `baseModel` accept, in any case.")
 
 
+class OpenAIModel(WireModel):
+    """A model as OpenAI's clients list it; in snake_case, as they do."""
+
+    id: str = Field(description="What `model` accepts: a base model, `<jobId>`, or `<jobId>:<step>`.")
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix seconds; 0 for base models, which were not made here.")
+    owned_by: str = Field(alias="owned_by", description="The organisation of an adapter.")
+
+
 class ModelList(WireModel):
+    """OpenAI's list, and besides it the base models alone, which are what jobs may name."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
     models: list[Model]
 
 

@@ -58,7 +58,9 @@ class FakeGateway:
         self.running = 0
         self.answer("Hello", " there")
 
-    def answer(self, *pieces: str, finish_reason: str = "stop") -> None:
+    def answer(self, *pieces: str, finish_reason: str = "stop", pause_s: float = 0) -> None:
+        """`pause_s` before each piece."""
+        self._pause_s = pause_s
         usage = {"prompt_tokens": 9, "completion_tokens": len(pieces), "total_tokens": 9 + len(pieces)}
         self._script: list[Any] = [
             {"type": "start", "prompt_tokens": 9, "system_fingerprint": "fp-1"},
@@ -100,6 +102,8 @@ class FakeGateway:
                     await asyncio.Event().wait()
                 if isinstance(item, Exception):
                     raise item
+                if item["type"] == "delta":
+                    await asyncio.sleep(self._pause_s)
                 yield item
         finally:
             self.running -= 1
