@@ -11,6 +11,7 @@ from arkor_ray.schemas.checkpoint import Checkpoint, CheckpointManifest
 from arkor_ray.schemas.identity import Org, Token
 from arkor_ray.schemas.job import Job
 from arkor_ray.schemas.project import Project
+from arkor_ray.schemas.run import Run
 
 
 class ErrorBody(WireModel):
@@ -91,14 +92,21 @@ class OpenAIModel(WireModel):
     owned_by: str = Field(alias="owned_by", description="The organisation of an adapter.")
 
 
-class ModelList(WireModel):
-    """OpenAI's list, and besides it the base models alone, which are what jobs may name."""
-
+class OpenAIModelList(WireModel):
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
+
+
+class ModelList(OpenAIModelList):
+    """OpenAI's list, and besides it the base models alone, which are what jobs may name."""
+
     models: list[Model]
 
 
 class Health(WireModel):
     status: str
     checks: dict[str, str] = {}
+
+
+class RunList(WireModel):
+    runs: list[Run]
