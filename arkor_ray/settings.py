@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from arkor_ray.errors import InvalidRequestError, ModelError
 
 DEMO_BASE = "arkor-ray/demo-base"  # `arkor-ray up` makes it and puts it into the embedded catalogue
+DOMAIN = re.compile(r"(?=.{1,200}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -42,6 +43,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on.")
     public_url: str | None = Field(default=None, description="How clients reach the API; empty: http://HOST:PORT.")
+    endpoints_domain: str | None = Field(
+        default=None,
+        description="A domain whose subdomains lead to the API too: an endpoint answers at SLUG.DOMAIN; "
+        "empty: by path only.",
+    )
     anonymous: bool = Field(default=True, description="Whether POST /v1/auth/anonymous mints tokens.")
     token_days: int = Field(default=90, ge=1, description="Life of an anonymous token.")
 
@@ -97,6 +103,16 @@ class Settings(BaseSettings):
                     f"{name}={model}: must be a Hub id (owner/name) or an absolute directory with a config.json"
                 )
         return value
+
+    @field_validator("endpoints_domain", mode="after")
+    @classmethod
+    def _domain(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        domain = value.strip(".").lower()
+        if not DOMAIN.fullmatch(domain):
+            raise ValueError(f"must be a domain such as models.example.com, without scheme or port (got {value!r})")
+        return domain
 
     @field_validator("data_dir", "cache_dir", mode="after")
     @classmethod
@@ -179,6 +195,14 @@ class Settings(BaseSettings):
         """How this machine reaches the API."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
         return f"http://{host}:{self.port}"
+
+    def endpoint_url(self, slug: str) -> str:
+        """The `base_url` for an OpenAI client of that endpoint: by host where there is a domain, else by path."""
+        if self.endpoints_domain is None:
+            return f"{self.api_url}/e/{slug}/v1"
+        api = urlsplit(self.api_url)
+        port = f":{api.port}" if api.port else ""
+        return f"{api.scheme}://{slug}.{self.endpoints_domain}{port}/v1"
 
     @property
     def demo_base_cache(self) -> Path:

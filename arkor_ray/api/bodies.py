@@ -8,6 +8,7 @@ from pydantic import Field
 
 from arkor_ray.schemas.base import WireModel
 from arkor_ray.schemas.checkpoint import Checkpoint, CheckpointManifest
+from arkor_ray.schemas.endpoint import Endpoint, EndpointKey, IssuedEndpointKey
 from arkor_ray.schemas.identity import Org, Token
 from arkor_ray.schemas.job import Job
 from arkor_ray.schemas.project import Project
@@ -20,6 +21,19 @@ class ErrorBody(WireModel):
     error: str
     code: str | None = None
     param: str | None = Field(default=None, description="The request field at fault, where there is one.")
+
+
+class OpenAIError(WireModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(WireModel):
+    """Every error on the routes that OpenAI's clients use."""
+
+    error: OpenAIError
 
 
 class CliConfig(WireModel):
@@ -77,6 +91,22 @@ class CheckpointList(WireModel):
 class CheckpointDetail(WireModel):
     checkpoint: Checkpoint
     manifest: CheckpointManifest
+
+
+class EndpointAnswer(WireModel):
+    endpoint: Endpoint = Field(alias="deployment")
+
+
+class EndpointList(WireModel):
+    endpoints: list[Endpoint] = Field(alias="deployments")
+
+
+class EndpointKeyAnswer(WireModel):
+    key: IssuedEndpointKey
+
+
+class EndpointKeyList(WireModel):
+    keys: list[EndpointKey]
 
 
 class Model(WireModel):

@@ -9,9 +9,11 @@ from fastapi import Depends, Query, Request
 from sqlalchemy.orm import Session
 
 from arkor_ray.api.auth import bearer_token
+from arkor_ray.api.endpoint_directory import EndpointDirectory
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
 from arkor_ray.api.last_used import LastUsed
 from arkor_ray.api.readiness import Readiness
+from arkor_ray.api.run_store import RunStore
 from arkor_ray.db import identities, projects
 from arkor_ray.db.identities import Caller
 from arkor_ray.db.session import Database
@@ -32,6 +34,8 @@ class Services:
     inference: InferenceGateway
     logs: DriverLogs | None
     last_used: LastUsed
+    endpoints: EndpointDirectory
+    runs: RunStore
     readiness: Readiness
 
 
@@ -68,7 +72,7 @@ def project_scope(services: ServicesDep, token: TokenDep, org_slug: OrgSlug, pro
 
 def authenticate(session: Session, services: Services, token: str) -> Caller:
     found = identities.authenticate(session, token)
-    services.last_used.note(found)
+    services.last_used.note(found.token_id, found.token_last_used_at)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,6 +33,14 @@ from arkor_ray.schemas.base import invalid_request
 logger = logging.getLogger(__name__)
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/models", "/e/")  # what their clients read, and what they read of an error
+
+
+def described(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """For the description of the API: errors that have `body`."""
+    return {
+        "4XX": {"model": body, "description": "A request that cannot be served"},
+        "5XX": {"model": body, "description": "A fault or a part that is away; worth another try"},
+    }
 
 
 def install(app: FastAPI) -> None:

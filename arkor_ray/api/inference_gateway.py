@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
+from arkor_ray.schemas.checkpoint import CheckpointManifest
+
 
 class InferenceGateway(Protocol):
     """The way to the inference replicas."""
@@ -23,6 +25,12 @@ class InferenceGateway(Protocol):
             base_precision: of the base; None for the service's default.
             request: `ChatRequest.for_engine()`.
             adapter_id: exactly this adapter, or None for the base model itself.
+        """
+
+    async def prepare(self, base_model: str, base_precision: str | None, manifest: CheckpointManifest | None) -> None:
+        """Returns once the base model is served and, with a manifest, a replica has that adapter ready to answer.
+
+        Raises AdapterError for an adapter that serving refuses, ServiceUnavailableError where nobody can serve now.
         """
 
 

@@ -1,43 +1,51 @@
-"""When a token was last used: told roughly, off the request's path, and never at its cost."""
+"""When a token or a key was last used: told roughly, off the request's path, and never at its cost."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from arkor_ray.db import identities
-from arkor_ray.db.identities import Caller
 from arkor_ray.db.session import Database
 from arkor_ray.schemas.base import utcnow
 
 logger = logging.getLogger(__name__)
 
 PRECISION = timedelta(minutes=5)
+REMEMBERED = 10_000  # ids whose last note is known without the database; others are written more often, at worst
 
 
 class LastUsed:
-    """Writes a token's last use at most once per `PRECISION`, in one thread of its own."""
+    """Writes the last use of each id at most once per `PRECISION`, in one thread of its own.
 
-    def __init__(self, db: Database) -> None:
+    Args:
+        touch: sets the last use of an id to now.
+    """
+
+    def __init__(self, db: Database, touch: Callable[[Session, str], None]) -> None:
         self._db = db
+        self._touch = touch
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="last-used")
-        self._waiting: set[str] = set()
+        self._noted: OrderedDict[str, datetime] = OrderedDict()
         self._lock = threading.Lock()
 
-    def note(self, caller: Caller) -> None:
-        known = caller.token_last_used_at
-        if known is not None and utcnow() - known < PRECISION:
-            return
+    def note(self, id: str, known: datetime | None = None) -> None:
+        """`id` is used now. `known`: the last use that the database has, where the caller has just read it."""
+        now = utcnow()
         with self._lock:
-            if caller.token_id in self._waiting:
+            if any(last is not None and now - last < PRECISION for last in (known, self._noted.get(id))):
                 return
-            self._waiting.add(caller.token_id)
-        self._submit(lambda: self._write(caller.token_id))
+            self._noted[id] = now
+            self._noted.move_to_end(id)
+            if len(self._noted) > REMEMBERED:
+                self._noted.popitem(last=False)
+        self._submit(lambda: self._write(id))
 
     def close(self) -> None:
         """Returns once everything noted so far is written."""
@@ -49,12 +57,11 @@ class LastUsed:
         except RuntimeError:  # closed: the process is ending, and this is only a hint for people
             logger.debug("Not noting a last use while shutting down")
 
-    def _write(self, token_id: str) -> None:
+    def _write(self, id: str) -> None:
         try:
             with self._db.write() as session:
-                identities.touch_token(session, token_id)
+                self._touch(session, id)
         except SQLAlchemyError:
-            logger.warning("Could not note the last use of token %s", token_id, exc_info=True)
-        finally:
+            logger.warning("Could not note the last use of %s", id, exc_info=True)
             with self._lock:
-                self._waiting.discard(token_id)
+                self._noted.pop(id, None)  # the next use tries again

@@ -6,18 +6,22 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncGenerator
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from arkor_ray.errors import InternalError, ServiceUnavailableError
+from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 GIVE_UP_S = 120.0  # a lost replica is replaced, its base model loaded again, well within this
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 2.0
+PREPARE_S = 240.0  # well before clients give up waiting for an answer
 SLOW_S = 15.0  # a request that has not begun by then may wait for an application that is gone
 
 
@@ -68,21 +72,53 @@ class RayInferenceGateway:
             if not finished:
                 stream.cancel()
 
+    async def prepare(self, base_model: str, base_precision: str | None, manifest: CheckpointManifest | None) -> None:
+        async def admit(handle: Any, _precision: str) -> None:
+            if manifest is not None:
+                await _admit(handle, manifest)
+
+        try:
+            async with asyncio.timeout(PREPARE_S):
+                await self._answered(base_model, base_precision, admit, surely=True)
+        except TimeoutError as error:
+            raise ServiceUnavailableError(
+                f"Serving did not have it ready within {PREPARE_S:g} s; try again", retry_after=5
+            ) from error
+
     async def _begin(
         self, base_model: str, base_precision: str | None, request: dict[str, Any], adapter_id: str | None
     ) -> tuple[Any, dict[str, Any]]:
         """The stream and its first item, from the first replica that lives to give one."""
+
+        async def first_item(handle: Any, precision: str) -> tuple[Any, dict[str, Any]]:
+            return await self._first_item(handle, base_model, precision, request, adapter_id)
+
+        return await self._answered(base_model, base_precision, first_item)
+
+    async def _answered(
+        self,
+        base_model: str,
+        base_precision: str | None,
+        ask: Callable[[Any, str], Awaitable[T]],
+        *,
+        surely: bool = False,
+    ) -> T:
+        """What `ask(handle, precision)` gives, tried again while nobody is there to answer.
+
+        Args:
+            surely: the application is asked for even where it is known to have run.
+        """
         loop = asyncio.get_running_loop()
         deadline, delay = loop.time() + GIVE_UP_S, FIRST_DELAY_S
         while True:
             try:
                 precision = base_precision or self._precision or await self._cluster.default_precision()
-                handle = await self._handle(base_model, precision)
+                handle = await self._handle(base_model, precision, surely=surely)
             except ServiceUnavailableError as error:  # the controller or the application is starting
                 lost: BaseException = error
             else:
                 try:
-                    return await self._first_item(handle, base_model, precision, request, adapter_id)
+                    return await ask(handle, precision)
                 except (Exception, asyncio.CancelledError) as error:
                     if serving.arkor_cause(error) is None:
                         # Nobody answered: the application may be gone, so the next request looks anew.
@@ -92,14 +128,15 @@ class RayInferenceGateway:
                     lost = error
             if loop.time() + delay > deadline:
                 raise self._plain(lost, f"could not be reached for {GIVE_UP_S:g} s") from lost
-            logger.warning("Trying a chat again in %.1f s: %s: %s", delay, type(lost).__name__, lost)
+            logger.warning("Trying again in %.1f s: %s: %s", delay, type(lost).__name__, lost)
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(2 * delay, LONGEST_DELAY_S)
 
-    async def _handle(self, base_model: str, precision: str) -> Any:
+    async def _handle(self, base_model: str, precision: str, *, surely: bool) -> Any:
         handle = self._handles.get((base_model, precision))
-        if handle is None:
+        if handle is None or surely:
             await self._cluster.ensure_serving(base_model, precision)
+        if handle is None:
             handle = self._handles[base_model, precision] = await self._cluster.handle(base_model, precision)
         return handle
 
@@ -162,6 +199,16 @@ class RayDriverLogs:
 
     async def read(self, submission_id: str) -> str:
         return str(await _ask_controller("driver_logs", submission_id))
+
+
+async def _admit(handle: Any, manifest: CheckpointManifest) -> None:
+    # By the same session as the requests that follow, so that it is their replica that has it.
+    response = handle.options(session_id=manifest.adapter_id).admit.remote(manifest.model_dump(mode="json"), None)
+    try:
+        await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def _cancelled_by_us(error: BaseException) -> bool:

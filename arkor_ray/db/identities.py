@@ -2,7 +2,7 @@
 
 Every identity is a member of one organisation: an anonymous one of its personal organisation, one with an issued token
 of the organisation it was issued for. So whoever may list or revoke the tokens of an organisation reaches no other one.
-Only the SHA-256 of a token is stored; tokens are random, so that hash needs neither salt nor stretching.
+Only the SHA-256 of a token is stored.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def authenticate(session: Session, plaintext: str) -> Caller:
     row = session.execute(
         select(TokenRow, IdentityRow)
         .join(IdentityRow, IdentityRow.id == TokenRow.identity_id)
-        .where(TokenRow.sha256 == _digest(plaintext))
+        .where(TokenRow.sha256 == digest(plaintext))
     ).one_or_none()
     if row is None:
         raise AuthenticationError("The token is not one of this server. Run `arkor login`, or ask the operator for one")
@@ -142,6 +142,11 @@ def revoke_token(session: Session, org_id: str, token_id: str) -> None:
         token.revoked_at = utcnow()
 
 
+def digest(plaintext: str) -> str:
+    """What is kept of a secret that was made here. It is random, so its hash needs neither salt nor stretching."""
+    return hashlib.sha256(plaintext.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _owned_by(org_id: str) -> ColumnElement[bool]:
     return TokenRow.identity_id.in_(select(MemberRow.identity_id).where(MemberRow.org_id == org_id))
 
@@ -163,7 +168,7 @@ def _issue(
     ends = [end for end in (utcnow() + timedelta(days=days) if days else None, not_after) if end is not None]
     token = TokenRow(
         identity_id=identity.id,
-        sha256=_digest(plaintext),
+        sha256=digest(plaintext),
         prefix=plaintext[:SHOWN_CHARACTERS],
         label=label,
         expires_at=min(ends, default=None),
@@ -200,7 +205,3 @@ def _add_org(session: Session, slug: str, name: str) -> OrgRow | None:
     except IntegrityError:
         return None
     return org
-
-
-def _digest(plaintext: str) -> str:
-    return hashlib.sha256(plaintext.encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     DateTime,
     Dialect,
     ForeignKey,
@@ -172,6 +173,75 @@ class CheckpointRow(Base):
     base_precision: Mapped[str] = mapped_column(String(8))
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class EndpointRow(Base):
+    """A published adapter or base model. `version` is that of `CounterRow` at the last change of it or of a key."""
+
+    __tablename__ = "endpoints"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    org_id: Mapped[str] = mapped_column(ForeignKey("orgs.id", ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    slug: Mapped[str] = mapped_column(String(50), unique=True)  # over the whole server: it is a host name
+    target: Mapped[dict[str, Any]]
+    # Without ON DELETE: it pins the adapter. Whatever removes one deletes its row first, and the database refuses that
+    # while an endpoint serves it.
+    adapter_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.adapter_id"), index=True)
+    auth_mode: Mapped[str] = mapped_column(String(16))
+    enabled: Mapped[bool] = mapped_column(default=True)
+    run_retention_mode: Mapped[str] = mapped_column(String(16))
+    run_retention_days: Mapped[int | None] = mapped_column(Integer)
+    version: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+
+class EndpointKeyRow(Base):
+    """A key that opens one endpoint; only its SHA-256 is kept. Revoked ones stay, to be listed."""
+
+    __tablename__ = "endpoint_keys"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("endpoints.id", ondelete="CASCADE"), index=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    prefix: Mapped[str] = mapped_column(String(24))
+    label: Mapped[str] = mapped_column(String(80))
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class RunRow(Base):
+    """One completed answer of an endpoint. `key_id` is None where the endpoint asked for no key."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("endpoints.id", ondelete="CASCADE"))
+    key_id: Mapped[str | None] = mapped_column(String(36))
+    model: Mapped[str] = mapped_column(Text)
+    messages: Mapped[list[Any]]
+    tools: Mapped[list[Any] | None]
+    answer: Mapped[dict[str, Any]]
+    finish_reason: Mapped[str] = mapped_column(String(32))
+    prompt_tokens: Mapped[int] = mapped_column(Integer)
+    completion_tokens: Mapped[int] = mapped_column(Integer)
+    latency_ms: Mapped[int] = mapped_column(Integer)
+    first_token_ms: Mapped[int | None] = mapped_column(Integer)
+    system_fingerprint: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+    __table_args__ = (Index(None, "endpoint_id", "created_at", "id"),)
+
+
+class CounterRow(Base):
+    """A number that only grows, raised in the transaction whose change it counts; the rows are made by migrations."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
 
 
 class LeaseRow(Base):

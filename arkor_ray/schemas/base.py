@@ -61,6 +61,9 @@ def invalid_request(error: ValidationError, *, prefix: str = "") -> InvalidReque
     return InvalidRequestError(f"{field}: {reason}{shown}", param=field)
 
 
+_UNION_TAGS = frozenset(("huggingface", "blob", "final", "checkpoint", "int", "float", "str", "bool"))
+
+
 def _is_union_tag(part: str) -> bool:
     # pydantic names the branch of a union in `loc` ("function-wrap[...]", "StepSpec", "huggingface"); users know only fields.
-    return "[" in part or part[:1].isupper() or part in ("huggingface", "blob", "int", "float", "str", "bool")
+    return "[" in part or part[:1].isupper() or part in _UNION_TAGS

@@ -128,6 +128,8 @@ def tail(db: Database) -> EventTail:
 def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail) -> Iterator[FastAPI]:
     made = create_app(settings, db, gateway, tail, logs=FakeLogs())
     yield made
+    made.state.services.endpoints.close()
+    made.state.services.runs.close()
     made.state.services.last_used.close()
 
 

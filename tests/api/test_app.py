@@ -27,7 +27,7 @@ async def test_ending_application_writes_what_it_still_holds(app: FastAPI, db: D
     async with app.router.lifespan_context(app):
         with db.read() as session:
             caller = identities.authenticate(session, issued.plaintext)
-        app.state.services.last_used.note(caller)
+        app.state.services.last_used.note(caller.token_id)
     with db.read() as session:
         assert identities.authenticate(session, issued.plaintext).token_last_used_at is not None
 
@@ -36,4 +36,4 @@ async def test_use_that_is_noted_after_the_end_is_dropped(app: FastAPI, db: Data
     with db.write() as session:
         caller = identities.authenticate(session, identities.create_anonymous(session, days=1).plaintext)
     app.state.services.last_used.close()
-    app.state.services.last_used.note(caller)
+    app.state.services.last_used.note(caller.token_id)

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.anyio
 
 # Sections 2 to 8 of the contract, and ours.
 ROUTES = {
+    "/e/{slug}/v1/chat/completions": {"post"},
+    "/e/{slug}/v1/models": {"get"},
     "/healthz": {"get"},
     "/readyz": {"get"},
     "/v1/auth/anonymous": {"post"},

@@ -7,13 +7,14 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from arkor_ray.api import model_names
-from arkor_ray.api.bodies import ModelList, OpenAIModel
+from arkor_ray.api.bodies import ModelList, OpenAIErrorBody, OpenAIModel
 from arkor_ray.api.completion import ChatTarget, complete
 from arkor_ray.api.deps import CallerDep, Services, ServicesDep
+from arkor_ray.api.error_handlers import described
 from arkor_ray.api.request_body import StrictJsonRoute
 from arkor_ray.schemas.openai import ChatCompletionRequest
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictJsonRoute, responses=described(OpenAIErrorBody))
 
 
 @router.post(

@@ -8,15 +8,18 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import Response
 
-from arkor_ray.api.bodies import OpenAIModel, OpenAIModelList
+from arkor_ray.api.bodies import OpenAIErrorBody, OpenAIModel, OpenAIModelList
 from arkor_ray.api.completion import ChatTarget, complete
 from arkor_ray.api.deps import ServicesDep
 from arkor_ray.api.endpoint_directory import ServedEndpoint
+from arkor_ray.api.error_handlers import described
 from arkor_ray.api.request_body import StrictJsonRoute
 from arkor_ray.api.run_recorder import RunRecorder
 from arkor_ray.schemas.openai import ChatCompletionRequest
 
-router = APIRouter(prefix="/e/{slug}/v1", tags=["public endpoints"], route_class=StrictJsonRoute)
+router = APIRouter(
+    prefix="/e/{slug}/v1", tags=["public endpoints"], route_class=StrictJsonRoute, responses=described(OpenAIErrorBody)
+)
 
 
 @dataclass(frozen=True)
