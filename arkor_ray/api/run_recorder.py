@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from arkor_ray.api.completion import Items
 from arkor_ray.api.endpoint_directory import ServedEndpoint
 from arkor_ray.api.run_store import RunStore
 from arkor_ray.db.runs import NewRun
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.chat import ChatRequest
 
+Items = AsyncGenerator[dict[str, Any]]
+
 
 class RunRecorder:
     """One request's; made when it comes, since times count from there. Only an answer that came to its end is kept."""
 
-    def __init__(
-        self, store: RunStore, endpoint: ServedEndpoint, key_id: str | None, chat: ChatRequest, body_bytes: int
-    ) -> None:
+    def __init__(self, store: RunStore, endpoint: ServedEndpoint, key_id: str | None, body_bytes: int) -> None:
         self._store = store
         self._endpoint = endpoint
         self._key_id = key_id
-        self._chat = chat
         self._body_bytes = body_bytes
         self._created_at = utcnow()
         self._began = time.monotonic()
 
-    async def watch(self, items: Items) -> Items:
+    async def watch(self, chat: ChatRequest, items: Items) -> Items:
         """`items` of `InferenceGateway.chat`, unchanged."""
         fingerprint: str | None = None
         first_token_ms: int | None = None
@@ -38,19 +37,21 @@ class RunRecorder:
                 if item["type"] == "start":
                     fingerprint = item.get("system_fingerprint")
                 elif item["type"] == "end":
-                    self._keep("".join(text), item, fingerprint, first_token_ms)
+                    self._keep(chat, "".join(text), item, fingerprint, first_token_ms)
                 else:
                     first_token_ms = first_token_ms if first_token_ms is not None else self._elapsed_ms()
                     text.append(item["text"])
                 yield item
 
-    def _keep(self, text: str, end: dict[str, Any], fingerprint: str | None, first_token_ms: int | None) -> None:
+    def _keep(
+        self, chat: ChatRequest, text: str, end: dict[str, Any], fingerprint: str | None, first_token_ms: int | None
+    ) -> None:
         run = NewRun(
             endpoint_id=self._endpoint.id,
             key_id=self._key_id,
             model=self._endpoint.model,
-            messages=[message.for_template() for message in self._chat.messages],
-            tools=self._chat.tools if self._chat.tool_choice != "none" else None,
+            messages=[message.for_template() for message in chat.messages],
+            tools=chat.tools if chat.tool_choice != "none" else None,
             answer={"role": "assistant", "content": text},
             finish_reason=end["finish_reason"],
             prompt_tokens=end["usage"]["prompt_tokens"],

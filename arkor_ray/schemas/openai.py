@@ -7,6 +7,8 @@ and newer names of one thing, and what of it would be answered wrongly if it wer
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -83,24 +85,30 @@ class ChatCompletionRequest(BaseModel):
         return self
 
     def to_chat(self, target: dict[str, Any]) -> ChatRequest:
-        """The same request as the arkor wire would have it, checked. Errors name the fields as this wire spells them.
+        """The same request as the arkor wire would have it, checked. To be called within `own_spelling`.
 
         Args:
             target: `{"baseModel": …}` or `{"adapter": …}`, which nothing in this body decides.
         """
-        given = self.model_dump(include=set(_PASSED), exclude_none=True)
-        spelled = {to_camel(name): name for name in _PASSED}
         body: dict[str, Any] = {"messages": [_message(turn, n) for n, turn in enumerate(self.messages)], **target}
-        body |= {to_camel(name): value for name, value in given.items()}
-        for name in ("max_tokens", "max_completion_tokens"):
-            if getattr(self, name) is not None:
-                body["maxTokens"], spelled["maxTokens"] = getattr(self, name), name
+        for name, value in self.model_dump(include=set(_PASSED), exclude_none=True).items():
+            body[to_camel(name)] = value
+        body["maxTokens"] = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         for name, value in self._constraints().items():
             body["structuredOutputs"] = {_GUIDED[name]: value} if name in _GUIDED else value
+        return ChatRequest.parse(body)
+
+    @contextmanager
+    def own_spelling(self) -> Iterator[None]:
+        """What is raised in here about fields of the arkor wire names them as this body does."""
+        spelled = {to_camel(name): name for name in _PASSED}
+        spelled["maxTokens"] = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        for name in self._constraints():
             spelled["structuredOutputs"] = name
-            spelled |= {f"structuredOutputs.{kind}": guided for guided, kind in _GUIDED.items() if guided == name}
+            if name in _GUIDED:
+                spelled[f"structuredOutputs.{_GUIDED[name]}"] = name
         try:
-            return ChatRequest.parse(body)
+            yield
         except InvalidRequestError as error:
             raise _respelled(error, spelled) from error
 

@@ -17,7 +17,9 @@ TARGET = {"baseModel": "tiny"}
 
 
 def chat(**fields: Any) -> ChatRequest:
-    return ChatCompletionRequest.model_validate({"messages": [USER], **fields}).to_chat(TARGET)
+    body = ChatCompletionRequest.model_validate({"messages": [USER], **fields})
+    with body.own_spelling():
+        return body.to_chat(TARGET)
 
 
 def test_fields_reach_the_engine_under_one_name() -> None:
@@ -133,3 +135,12 @@ def test_constraint_that_cannot_be_kept_is_refused_by_its_own_name(fields: dict[
 def test_value_that_was_sent_is_shown_as_it_was() -> None:
     with pytest.raises(InvalidRequestError, match=r"messages.0.role: .*\(got 'maxTokens'\)"):
         chat(messages=[{"role": "maxTokens", "content": "x"}])
+
+
+def test_error_that_only_the_replica_finds_is_respelled_too() -> None:
+    body = ChatCompletionRequest.model_validate({"messages": [USER], "guided_regex": "(", "max_completion_tokens": 9})
+    told = InvalidRequestError("structuredOutputs.regex: is no regular expression; see maxTokens", param="maxTokens")
+    with pytest.raises(InvalidRequestError) as raised, body.own_spelling():
+        raise told
+    assert raised.value.message == "guided_regex: is no regular expression; see max_completion_tokens"
+    assert raised.value.param == "max_completion_tokens" and raised.value.code == told.code

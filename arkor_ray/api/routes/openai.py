@@ -27,7 +27,7 @@ async def create_chat_completion(
     request: Request, services: ServicesDep, caller: CallerDep, body: ChatCompletionRequest
 ) -> Response:
     target = await run_in_threadpool(_find_target, services, caller.identity_id, body.model)
-    return await complete(request, services, target, body.to_chat({"baseModel": target.model}))
+    return await complete(request, services, target, body)
 
 
 @router.get("/models", summary="List the base models, and the newest of your adapters")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from arkor_ray.api.bodies import OpenAIErrorBody, OpenAIModel, OpenAIModelList
 from arkor_ray.api.completion import ChatTarget, complete
@@ -21,6 +22,9 @@ router = APIRouter(
     prefix="/e/{slug}/v1", tags=["public endpoints"], route_class=StrictJsonRoute, responses=described(OpenAIErrorBody)
 )
 
+_bearer = HTTPBearer(scheme_name="EndpointKey", auto_error=False, description="A key of the endpoint.")
+_api_key = APIKeyHeader(name="x-api-key", auto_error=False, description="The same, where Authorization is taken.")
+
 
 @dataclass(frozen=True)
 class Access:
@@ -33,14 +37,13 @@ class Access:
 async def access(
     services: ServicesDep,
     slug: str,
-    authorization: Annotated[str | None, Header(description="`Bearer <key>`")] = None,
-    x_api_key: Annotated[str | None, Header(description="The key, for clients whose Authorization is taken.")] = None,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    api_key: Annotated[str | None, Depends(_api_key)],
 ) -> Access:
     """404 for a slug that is unknown or disabled, 401 without one of the endpoint's keys."""
     endpoint = await services.endpoints.find(slug)
-    scheme, _, bearer = (authorization or "").partition(" ")
     # OpenAI's clients always send an Authorization, if only a dummy one; x-api-key is sent on purpose.
-    key = x_api_key or (bearer.strip() if scheme.lower() == "bearer" else None)
+    key = api_key or (bearer.credentials if bearer else None)
     return Access(endpoint, services.endpoints.authorize(endpoint, key))
 
 
@@ -58,11 +61,10 @@ async def create_endpoint_chat_completion(
 ) -> Response:
     endpoint = access.endpoint
     target = ChatTarget(endpoint.model, endpoint.base_model, endpoint.base_precision, endpoint.adapter_id)
-    chat = body.to_chat({"baseModel": endpoint.model})
-    if endpoint.run_retention_mode == "disabled":
-        return await complete(request, services, target, chat)
-    recorder = RunRecorder(services.runs, endpoint, access.key_id, chat, len(await request.body()))
-    return await complete(request, services, target, chat, recorder.watch)
+    recorder = None
+    if endpoint.run_retention_mode != "disabled":
+        recorder = RunRecorder(services.runs, endpoint, access.key_id, len(await request.body()))
+    return await complete(request, services, target, body, recorder)
 
 
 @router.get("/models", summary="List the one model that the endpoint is")
