@@ -38,7 +38,7 @@ class RunRecorder:
                     fingerprint = item.get("system_fingerprint")
                 elif item["type"] == "end":
                     self._keep(chat, "".join(text), item, fingerprint, first_token_ms)
-                else:
+                elif item["type"] == "delta":
                     first_token_ms = first_token_ms if first_token_ms is not None else self._elapsed_ms()
                     text.append(item["text"])
                 yield item

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
@@ -15,17 +14,12 @@ from arkor_ray.db.session import Database
 from arkor_ray.db.tables import CheckpointRow
 from arkor_ray.errors import InvalidRequestError, ServiceUnavailableError
 from tests.api.conftest import MODEL, FakeGateway, Training, User
+from tests.api.openai_client import assert_openai_error, client_of
 
 pytestmark = pytest.mark.anyio
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
-
-
-def client_of(user: User, **options: Any) -> openai.AsyncOpenAI:
-    """OpenAI's client with the user's token; it speaks to the application in this process."""
-    given = {"base_url": "http://arkor/v1", "api_key": user.token, "http_client": user.http, "max_retries": 0}
-    return openai.AsyncOpenAI(**{**given, **options})
 
 
 @pytest.fixture
@@ -41,14 +35,6 @@ async def job_id(user: User, training: Training) -> str:
     training.save(made, 2)
     training.complete(made)
     return made
-
-
-def assert_openai_error(answer: httpx.Response, status: int, code: str, type: str = "invalid_request_error") -> Any:
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert list(answer.json()) == ["error"] and set(error) == {"message", "type", "param", "code"}
-    assert (error["code"], error["type"]) == (code, type)
-    return error
 
 
 async def test_base_model_answers_by_its_name_in_any_case(client: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
