@@ -69,10 +69,25 @@ def test_a_misspelt_setting_is_refused_with_the_name_it_may_have_meant(monkeypat
         ({"TOKEN_DAYS": "soon"}, "ARKOR_RAY_TOKEN_DAYS"),
         ({"MODELS": "tiny=relative/dir/of/a/model"}, "tiny=relative/dir/of/a/model"),
         ({"MODELS": "tiny=/nowhere"}, "config.json"),
+        ({"ENDPOINTS_DOMAIN": "https://models.example.com"}, "without scheme"),
+        ({"ENDPOINTS_DOMAIN": "models.example.com:8000"}, "without scheme or port"),
     ],
 )
 def test_what_cannot_work_is_refused_at_start_with_the_setting_to_change(monkeypatch, variables, remedy):
     assert remedy in refusal(monkeypatch, **variables)
+
+
+@pytest.mark.parametrize(
+    ("values", "url"),
+    [
+        ({}, "http://127.0.0.1:8000/e/triage/v1"),
+        ({"public_url": "https://arkor.example/api/"}, "https://arkor.example/api/e/triage/v1"),
+        ({"endpoints_domain": "Models.Example.com"}, "http://triage.models.example.com:8000/v1"),
+        ({"endpoints_domain": ".x.org", "public_url": "https://arkor.example/api"}, "https://triage.x.org/v1"),
+    ],
+)
+def test_an_endpoint_answers_below_its_domain_else_below_the_api(tmp_path, values, url):
+    assert Settings.load(data_dir=tmp_path, **values).endpoint_url("triage") == url
 
 
 def test_an_empty_variable_is_as_good_as_none(monkeypatch):

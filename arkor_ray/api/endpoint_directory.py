@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import Literal, cast
 
 from pydantic import TypeAdapter
@@ -137,7 +137,7 @@ class EndpointDirectory:
         with self._lock:
             for table in (self._known, self._unknown):
                 entry = table.get(slug)
-                if entry is not None and time.monotonic() - max(entry.read_at, self._looked_at) <= TRUSTED_S:
+                if entry is not None and monotonic() - max(entry.read_at, self._looked_at) <= TRUSTED_S:
                     table.move_to_end(slug)
                     return entry
         return None
@@ -169,7 +169,7 @@ class EndpointDirectory:
 
     def _read(self, slug: str) -> _Entry:
         """Runs in a thread."""
-        began = time.monotonic()
+        began = monotonic()
         with self._db.read() as session:
             published = endpoints.find_published(session, slug)
             if published is None:
@@ -224,7 +224,7 @@ class EndpointDirectory:
 
     def _look(self) -> None:
         """Drops the entries that changed since the last look."""
-        began = time.monotonic()
+        began = monotonic()
         with self._db.read() as session:
             version = endpoints.version(session)
             if version != self._seen_version:

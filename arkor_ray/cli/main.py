@@ -22,6 +22,7 @@ COMMANDS = {
     "checkpoints": ("arkor_ray.cli.checkpoints:app", "List and download a job's adapters."),
     "chat": ("arkor_ray.cli.chat:chat", "Talk to a checkpoint, a final adapter or a base model."),
     "models": ("arkor_ray.cli.models:models", "List the base models that jobs may name."),
+    "endpoints": ("arkor_ray.cli.endpoints:app", "Publish adapters and base models, and make keys for them."),
     "tokens": ("arkor_ray.cli.tokens:app", "Create, list and revoke access tokens."),
     "login": ("arkor_ray.cli.account:login", "Store a token for a service."),
     "whoami": ("arkor_ray.cli.account:whoami", "Show the service, the user and the organisations."),

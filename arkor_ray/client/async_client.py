@@ -18,6 +18,7 @@ from arkor_ray.client.inference import aiter_text
 from arkor_ray.client.session import LIMITS, Session, ensure_project
 from arkor_ray.errors import ArkorError
 from arkor_ray.schemas.checkpoint import Checkpoint
+from arkor_ray.schemas.endpoint import AuthMode, Endpoint, EndpointKey, IssuedEndpointKey, RetentionMode
 from arkor_ray.schemas.event import Event
 from arkor_ray.schemas.identity import AnonymousToken, IssuedToken, Me, Token
 from arkor_ray.schemas.job import Job
@@ -197,6 +198,68 @@ class AsyncClient:
 
     async def list_models(self) -> list[dict[str, Any]]:
         return await self.send(calls.list_models())
+
+    # Endpoints
+
+    async def list_endpoints(self) -> list[Endpoint]:
+        return await self.send(calls.list_endpoints())
+
+    async def create_endpoint(
+        self,
+        slug: str,
+        *,
+        job_id: str | None = None,
+        step: AdapterRef = calls.FINAL,
+        base_model: str | None = None,
+        auth_mode: AuthMode = "fixed_api_key",
+        run_retention_mode: RetentionMode | None = None,
+        run_retention_days: int | None = None,
+    ) -> Endpoint:
+        call = calls.create_endpoint(
+            slug,
+            calls.target_of(job_id, step, base_model),
+            auth_mode=auth_mode,
+            run_retention_mode=run_retention_mode,
+            run_retention_days=run_retention_days,
+        )
+        return await self.send(call)
+
+    async def get_endpoint(self, endpoint_id: str) -> Endpoint:
+        return await self.send(calls.get_endpoint(endpoint_id))
+
+    async def update_endpoint(
+        self,
+        endpoint_id: str,
+        *,
+        job_id: str | None = None,
+        step: AdapterRef = calls.FINAL,
+        base_model: str | None = None,
+        auth_mode: AuthMode | None = None,
+        enabled: bool | None = None,
+        run_retention_mode: RetentionMode | None = None,
+        run_retention_days: int | None = None,
+    ) -> Endpoint:
+        call = calls.update_endpoint(
+            endpoint_id,
+            calls.target_of(job_id, step, base_model),
+            auth_mode=auth_mode,
+            enabled=enabled,
+            run_retention_mode=run_retention_mode,
+            run_retention_days=run_retention_days,
+        )
+        return await self.send(call)
+
+    async def delete_endpoint(self, endpoint_id: str) -> None:
+        await self.send(calls.delete_endpoint(endpoint_id))
+
+    async def list_endpoint_keys(self, endpoint_id: str) -> list[EndpointKey]:
+        return await self.send(calls.list_endpoint_keys(endpoint_id))
+
+    async def create_endpoint_key(self, endpoint_id: str, label: str) -> IssuedEndpointKey:
+        return await self.send(calls.create_endpoint_key(endpoint_id, label))
+
+    async def revoke_endpoint_key(self, endpoint_id: str, key_id: str) -> None:
+        await self.send(calls.revoke_endpoint_key(endpoint_id, key_id))
 
     # The service
 

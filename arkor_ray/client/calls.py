@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 
 from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, from_wire
 from arkor_ray.schemas.checkpoint import Checkpoint, CheckpointManifest
+from arkor_ray.schemas.endpoint import Endpoint, EndpointKey, IssuedEndpointKey
 from arkor_ray.schemas.event import Event
 from arkor_ray.schemas.identity import AnonymousToken, IssuedToken, Me, Token
 from arkor_ray.schemas.job import Job
@@ -185,6 +186,53 @@ def adapter_of(job_id: str, ref: AdapterRef) -> dict[str, Any]:
     return {"kind": FINAL, "jobId": job_id}
 
 
+def list_endpoints() -> Call[list[Endpoint]]:
+    return Call("GET", "/v1/endpoints", _models(Endpoint, "deployments"))
+
+
+def create_endpoint(slug: str, target: dict[str, Any] | None, **fields: Any) -> Call[Endpoint]:
+    """Publish `target`, of `target_of`. `fields` are the wire's further fields, in snake_case."""
+    if target is None:
+        raise InvalidRequestError("job_id, base_model: give one of the two, to be served", param="target")
+    body = _endpoint_body(slug=slug, target=target, **fields)
+    return Call("POST", "/v1/endpoints", _model(Endpoint, "deployment"), body, timeout=PATIENT)
+
+
+def get_endpoint(endpoint_id: str) -> Call[Endpoint]:
+    return Call("GET", _endpoint_path(endpoint_id), _model(Endpoint, "deployment"))
+
+
+def update_endpoint(endpoint_id: str, target: dict[str, Any] | None, **fields: Any) -> Call[Endpoint]:
+    """Change what is not None."""
+    body = _endpoint_body(target=target, **fields)
+    return Call("PATCH", _endpoint_path(endpoint_id), _model(Endpoint, "deployment"), body, timeout=PATIENT)
+
+
+def delete_endpoint(endpoint_id: str) -> Call[None]:
+    return Call("DELETE", _endpoint_path(endpoint_id), _nothing)
+
+
+def list_endpoint_keys(endpoint_id: str) -> Call[list[EndpointKey]]:
+    return Call("GET", f"{_endpoint_path(endpoint_id)}/keys", _models(EndpointKey, "keys"))
+
+
+def create_endpoint_key(endpoint_id: str, label: str) -> Call[IssuedEndpointKey]:
+    return Call("POST", f"{_endpoint_path(endpoint_id)}/keys", _model(IssuedEndpointKey, "key"), {"label": label})
+
+
+def revoke_endpoint_key(endpoint_id: str, key_id: str) -> Call[None]:
+    return Call("DELETE", f"{_endpoint_path(endpoint_id)}/keys/{_part(key_id)}", _nothing)
+
+
+def target_of(job_id: str | None, step: AdapterRef, base_model: str | None) -> dict[str, Any] | None:
+    """The wire's `target` object, an adapter of a job or a base model; None when neither is named."""
+    if job_id is not None and base_model is not None:
+        raise InvalidRequestError("job_id, base_model: name two targets; give one of them", param="target")
+    if job_id is not None:
+        return {"kind": "adapter", "adapter": adapter_of(job_id, step)}
+    return None if base_model is None else {"kind": "base_model", "baseModel": base_model}
+
+
 def list_models() -> Call[list[dict[str, Any]]]:
     def read(response: httpx.Response) -> list[dict[str, Any]]:
         body = _object(response)
@@ -214,6 +262,14 @@ def error_of(response: httpx.Response) -> ArkorError:
 
 def _job_path(job_id: str) -> str:
     return f"/v1/jobs/{_part(job_id)}"
+
+
+def _endpoint_path(endpoint_id: str) -> str:
+    return f"/v1/endpoints/{_part(endpoint_id)}"
+
+
+def _endpoint_body(**fields: Any) -> dict[str, Any]:
+    return _without_none({_camel(name): value for name, value in fields.items()})
 
 
 def _part(value: str) -> str:

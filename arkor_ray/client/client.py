@@ -19,6 +19,7 @@ from arkor_ray.client.inference import iter_text
 from arkor_ray.client.session import LIMITS, Session, ensure_project
 from arkor_ray.errors import ArkorError
 from arkor_ray.schemas.checkpoint import Checkpoint
+from arkor_ray.schemas.endpoint import AuthMode, Endpoint, EndpointKey, IssuedEndpointKey, RetentionMode
 from arkor_ray.schemas.event import Event
 from arkor_ray.schemas.identity import AnonymousToken, IssuedToken, Me, Token
 from arkor_ray.schemas.job import Job
@@ -218,6 +219,77 @@ class Client:
     def list_models(self) -> list[dict[str, Any]]:
         """The base models that jobs may name."""
         return self.send(calls.list_models())
+
+    # Endpoints
+
+    def list_endpoints(self) -> list[Endpoint]:
+        """All endpoints of the project, newest first."""
+        return self.send(calls.list_endpoints())
+
+    def create_endpoint(
+        self,
+        slug: str,
+        *,
+        job_id: str | None = None,
+        step: AdapterRef = calls.FINAL,
+        base_model: str | None = None,
+        auth_mode: AuthMode = "fixed_api_key",
+        run_retention_mode: RetentionMode | None = None,
+        run_retention_days: int | None = None,
+    ) -> Endpoint:
+        """Publish a job's adapter (`job_id` with `step`) or a base model; returns once it can answer at its `url`.
+
+        Raises ConflictError when the slug is taken, by whomever.
+        """
+        call = calls.create_endpoint(
+            slug,
+            calls.target_of(job_id, step, base_model),
+            auth_mode=auth_mode,
+            run_retention_mode=run_retention_mode,
+            run_retention_days=run_retention_days,
+        )
+        return self.send(call)
+
+    def get_endpoint(self, endpoint_id: str) -> Endpoint:
+        return self.send(calls.get_endpoint(endpoint_id))
+
+    def update_endpoint(
+        self,
+        endpoint_id: str,
+        *,
+        job_id: str | None = None,
+        step: AdapterRef = calls.FINAL,
+        base_model: str | None = None,
+        auth_mode: AuthMode | None = None,
+        enabled: bool | None = None,
+        run_retention_mode: RetentionMode | None = None,
+        run_retention_days: int | None = None,
+    ) -> Endpoint:
+        """Change what is given. A new adapter or base model takes over once it can answer, without a gap."""
+        call = calls.update_endpoint(
+            endpoint_id,
+            calls.target_of(job_id, step, base_model),
+            auth_mode=auth_mode,
+            enabled=enabled,
+            run_retention_mode=run_retention_mode,
+            run_retention_days=run_retention_days,
+        )
+        return self.send(call)
+
+    def delete_endpoint(self, endpoint_id: str) -> None:
+        """With its keys; the slug is free afterwards."""
+        self.send(calls.delete_endpoint(endpoint_id))
+
+    def list_endpoint_keys(self, endpoint_id: str) -> list[EndpointKey]:
+        """Its keys, newest first, revoked ones included."""
+        return self.send(calls.list_endpoint_keys(endpoint_id))
+
+    def create_endpoint_key(self, endpoint_id: str, label: str) -> IssuedEndpointKey:
+        """A new key; its plaintext is in this answer and never shown again."""
+        return self.send(calls.create_endpoint_key(endpoint_id, label))
+
+    def revoke_endpoint_key(self, endpoint_id: str, key_id: str) -> None:
+        self.send(calls.revoke_endpoint_key(endpoint_id, key_id))
 
     # The service
 

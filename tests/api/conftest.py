@@ -51,10 +51,15 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
 
 
 class FakeGateway:
-    """Inference that answers as it was told. `requests` keeps what was asked; `running` how many are not yet over."""
+    """Inference that answers as it was told. `requests` keeps what was asked; `running` how many are not yet over.
+
+    `prepared` keeps what was to be made ready: ids of adapters, base models as they are loaded.
+    """
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.prepared: list[str] = []
+        self._refusal: Exception | None = None
         self.running = 0
         self.answer("Hello", " there")
 
@@ -88,6 +93,14 @@ class FakeGateway:
     def hang_after(self, *pieces: str) -> None:
         self.answer(*pieces)
         self._script[-1] = None
+
+    def refuse_to_prepare(self, error: Exception) -> None:
+        self._refusal = error
+
+    async def prepare(self, base_model: str, base_precision: str | None, manifest: CheckpointManifest | None) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        self.prepared.append(manifest.adapter_id if manifest else base_model)
 
     async def chat(
         self, base_model: str, base_precision: str | None, request: dict[str, Any], adapter_id: str | None
@@ -147,6 +160,7 @@ class User:
     project_slug: str = ""
     identity_id: str = ""
     job_id: str = ""
+    endpoint_id: str = ""
 
     @property
     def scope(self) -> dict[str, str]:
@@ -168,6 +182,9 @@ class User:
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return await self.call("POST", path, **({"json": body} if body is not None else {}), **options)
 
+    async def patch(self, path: str, body: Any) -> httpx.Response:
+        return await self.call("PATCH", path, json=body)
+
     async def delete(self, path: str, **options: Any) -> httpx.Response:
         return await self.call("DELETE", path, **options)
 
@@ -176,6 +193,14 @@ class User:
         answer = await self.post("/v1/jobs", {"name": "a-run", "config": {**CONFIG, **config}})
         assert answer.status_code == 201, answer.text
         return answer.json()["job"]["id"]
+
+    async def create_endpoint(self, slug: str = "triage", **fields: Any) -> dict[str, Any]:
+        """A new endpoint as the wire shows it; of a base model unless `target` says otherwise."""
+        target = {"kind": "base_model", "baseModel": "Tiny"}
+        body = {"slug": slug, "target": target, "authMode": "fixed_api_key", **fields}
+        answer = await self.post("/v1/endpoints", body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["deployment"]
 
     async def open(self, path: str, method: str = "GET", **options: Any) -> AsgiStream:
         """A request whose answer is read while it comes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from arkor_ray.api import ray_gateway
 from arkor_ray.api.ray_gateway import RayCluster, RayInferenceGateway
-from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, NotFoundError, ServiceUnavailableError
+from arkor_ray.errors import (
+    AdapterError,
+    ArkorError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
+from arkor_ray.schemas.base import utcnow
+from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +61,35 @@ class FakeStream:
         self.cancelled = True
 
 
+class FakeAdmit:
+    """LLMServer.admit: raises what it was told to, one after the other, then takes what it is given. None hangs."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException | None] = []
+        self.admitted: list[str] = []
+        self.cancelled = 0
+
+    def remote(self, manifest: dict[str, Any], data: bytes | None) -> FakeAdmit:
+        assert data is None, "replicas read adapters from storage"
+        self._manifest = CheckpointManifest.model_validate(manifest)
+        return self
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._admit().__await__()
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    async def _admit(self) -> None:
+        if self.errors:
+            error = self.errors.pop(0)
+            if error is None:
+                await asyncio.Event().wait()
+            else:
+                raise error
+        self.admitted.append(self._manifest.adapter_id)
+
+
 class FakeCluster(RayCluster):
     """A cluster told what to do: each call of chat takes the next script, the last one for ever."""
 
@@ -62,6 +100,7 @@ class FakeCluster(RayCluster):
         self.ensured: list[tuple[str, str]] = []
         self.unready: list[Exception] = []  # raised by ensure_serving, one after the other
         self.chat = self
+        self.admit = FakeAdmit()
 
     async def ensure_serving(self, base_model: str, base_precision: str) -> None:
         self.ensured.append((base_model, base_precision))
@@ -74,8 +113,7 @@ class FakeCluster(RayCluster):
     async def default_precision(self) -> str:
         return "bf16"
 
-    def options(self, *, stream: bool, session_id: str) -> Any:
-        assert stream
+    def options(self, *, session_id: str, stream: bool = False) -> Any:
         self.sessions.append(session_id)
         return self
 
@@ -216,6 +254,52 @@ async def test_our_own_cancellation_cancels_the_request_and_is_not_taken_for_a_l
     with pytest.raises(asyncio.CancelledError):
         await task
     assert cluster.streams[0].cancelled and len(cluster.streams) == 1
+
+
+MANIFEST = CheckpointManifest(
+    adapter_id="job-final", job_id="job", step=4, final=True, base_model="base", base_precision="fp32", r=8,
+    lora_alpha=8, target_modules=["q_proj"], files=[], created_at=utcnow(),
+)  # fmt: skip
+
+
+async def test_adapter_is_prepared_where_its_requests_will_go() -> None:
+    cluster = FakeCluster([START, END])
+    await gateway(cluster).prepare("base", "fp32", MANIFEST)
+    assert cluster.admit.admitted == cluster.sessions == ["job-final"]
+    assert cluster.ensured == [("base", "fp32")]
+
+
+async def test_base_model_is_prepared_by_starting_its_application() -> None:
+    cluster = FakeCluster([START, END])
+    inference = gateway(cluster)
+    for _ in range(2):  # it may have been removed since
+        await inference.prepare("base", None, None)
+    assert cluster.ensured == [("base", "bf16")] * 2 and cluster.admit.admitted == []
+
+
+async def test_preparing_waits_for_what_starts_and_goes_round_what_dies() -> None:
+    cluster = FakeCluster([START, END])
+    cluster.unready = [ServiceUnavailableError("The controller is starting")] * 2
+    cluster.admit.errors = [DIED, asyncio.CancelledError()]
+    await gateway(cluster).prepare("base", "fp32", MANIFEST)
+    assert cluster.admit.admitted == ["job-final"]
+
+
+async def test_refused_adapter_is_told_as_it_is_and_not_tried_again() -> None:
+    cluster = FakeCluster([START, END])
+    cluster.admit.errors = [raised_remotely(AdapterError("made for another base"))] * 2
+    with pytest.raises(AdapterError, match="made for another base"):
+        await gateway(cluster).prepare("base", "fp32", MANIFEST)
+    assert len(cluster.admit.errors) == 1
+
+
+async def test_preparing_that_hangs_is_given_up_and_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_gateway, "PREPARE_S", 0.05)
+    cluster = FakeCluster([START, END])
+    cluster.admit.errors = [None]
+    with pytest.raises(ServiceUnavailableError, match="ready within"):
+        await gateway(cluster).prepare("base", "fp32", MANIFEST)
+    assert cluster.admit.cancelled == 1
 
 
 async def test_request_that_waits_for_a_removed_application_has_it_started(monkeypatch: pytest.MonkeyPatch) -> None:

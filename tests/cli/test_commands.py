@@ -207,6 +207,83 @@ def test_chat_needs_exactly_one_target(run, arguments):
     assert run("chat", *arguments, "-m", "hi").exit_code == 1
 
 
+# endpoints
+
+
+def listed_endpoint(run):
+    (endpoint,) = json.loads(run("endpoints", "list", "--json").stdout)
+    return endpoint
+
+
+def test_endpoint_of_a_job_says_where_it_is_and_how_to_get_a_key(run, job):
+    result = run("endpoints", "create", "triage", "--job", job.id)
+    assert f"{URL}/e/triage/v1" in result.stdout and "endpoints keys create e1 LABEL" in result.stdout
+    assert listed_endpoint(run)["target"] == {"kind": "adapter", "adapter": {"kind": "final", "jobId": job.id}}
+    assert "triage" in run("endpoints", "list").stdout
+    shown = run("endpoints", "get", "e1").stdout
+    assert f"serves: {job.id} final" in shown and "runs kept: 7 days" in shown
+    result = run("endpoints", "create", "triage", "--job", job.id)
+    assert result.exit_code == 1 and "already taken" in result.stderr
+
+
+def test_open_endpoint_of_a_base_model_asks_for_no_key(run, job):
+    result = run("endpoints", "create", "plain", "--base", "tiny", "--auth", "none", "--keep-runs", "unlimited")
+    assert "key" not in result.stdout
+    endpoint = listed_endpoint(run)
+    assert endpoint["target"] == {"kind": "base_model", "baseModel": "tiny"}
+    assert (endpoint["authMode"], endpoint["runRetentionMode"]) == ("none", "unlimited")
+
+
+def test_endpoint_update_sends_only_what_was_given(run, fake, job):
+    run("endpoints", "create", "triage", "--base", "tiny")
+    result = run("endpoints", "update", "e1", "--job", job.id, "--step", 2, "--disable", "--keep-runs", "disabled")
+    assert "state: disabled" in result.stdout and f"serves: {job.id} step 2" in result.stdout
+    assert "runs kept: disabled" in result.stdout
+    assert json.loads(fake.asked("PATCH", "e1")[-1].content) == {
+        "target": {"kind": "adapter", "adapter": {"kind": "checkpoint", "jobId": job.id, "step": 2}},
+        "enabled": False,
+        "runRetentionMode": "disabled",
+    }
+    assert json.loads(run("endpoints", "update", "e1", "--enable", "--json").stdout)["enabled"] is True
+    assert json.loads(fake.asked("PATCH", "e1")[-1].content) == {"enabled": True}
+
+
+def test_endpoint_delete(run, job):
+    run("endpoints", "create", "triage", "--base", "tiny")
+    assert run("endpoints", "delete", "e1").exit_code == 0
+    assert "no endpoints" in run("endpoints", "list").stdout
+    assert run("endpoints", "get", "e1").stderr == "error: no such endpoint\n"
+
+
+def test_endpoint_keys(run, job):
+    run("endpoints", "create", "triage", "--base", "tiny")
+    assert "no keys" in run("endpoints", "keys", "list", "e1").stdout
+    created = run("endpoints", "keys", "create", "e1", "ci")
+    assert created.stdout == "ark_live_12345678-k1\n", "a script can take standard output as the key"
+    assert "shown only now" in created.stderr
+    listed = run("endpoints", "keys", "list", "e1").stdout
+    assert "ci" in listed and "valid" in listed and "k1" in listed and "-k1" not in listed
+    assert run("endpoints", "keys", "revoke", "e1", "k1").exit_code == 0
+    (key,) = json.loads(run("endpoints", "keys", "list", "e1", "--json").stdout)
+    assert key["enabled"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--job", "x", "--base", "y"],
+        ["--base", "y", "--final"],
+        ["--base", "y", "--auth", "open"],
+        ["--base", "y", "--keep-runs", "-1"],
+    ],
+)
+def test_endpoint_options_that_do_not_fit_are_refused_before_anything_is_sent(run, fake, arguments):
+    result = run("endpoints", "create", "triage", *arguments)
+    assert result.exit_code == 1 and "--" in result.stderr
+    assert fake.requests == []
+
+
 # tokens, models, account
 
 

@@ -49,6 +49,8 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self.projects: dict[str, list[dict[str, Any]]] = {}
         self.jobs: dict[str, FakeJob] = {}
         self.issued: list[dict[str, Any]] = []
+        self.endpoints: dict[str, dict[str, Any]] = {}
+        self.endpoint_keys: dict[str, list[dict[str, Any]]] = {}
         self.answer: Callable[[dict[str, Any]], str] = lambda body: "fine"
         self.stream_pieces = 2
         self._script: list[Callable[[FakeJob], None]] = []
@@ -151,6 +153,8 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
             return error(404, "not_found", "no such project; delete .arkor/state.json")
         if parts[1] == "inference":
             return self._chat(body)
+        if parts[1] == "endpoints":
+            return self._endpoint_routes(request.method, body, parts[2:])
         return self._job_routes(request, org, body, parts[2:])
 
     def _auth(self, parts: list[str]) -> httpx.Response:
@@ -192,6 +196,46 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         token = {"token": self.add_token(org), "id": id, "label": body["label"]}
         owner = {"org": {"id": "o", "slug": org, "name": org}, "user": {"id": "u", "kind": "user"}}
         return httpx.Response(201, json={**token, **owner})
+
+    def _endpoint_routes(self, method: str, body: dict[str, Any], parts: list[str]) -> httpx.Response:
+        if not parts:
+            if method == "GET":
+                return httpx.Response(200, json={"deployments": list(reversed(self.endpoints.values()))})
+            if body["slug"] in [endpoint["slug"] for endpoint in self.endpoints.values()]:
+                return error(409, "conflict", "Deployment slug is already taken")
+            made = {
+                "id": f"e{len(self.endpoints) + 1}", "orgId": "o", "projectId": "p", "urlFormat": "openai_compat",
+                "enabled": True, "customDomain": None, "runRetentionMode": "days", "runRetentionDays": 7,
+                "createdAt": now(), "updatedAt": now(), "url": f"{URL}/e/{body['slug']}/v1", **body,
+            }  # fmt: skip
+            self.endpoints[made["id"]], self.endpoint_keys[made["id"]] = made, []
+            return httpx.Response(201, json={"deployment": made})
+        endpoint, keys = self.endpoints.get(parts[0]), self.endpoint_keys.get(parts[0], [])
+        if endpoint is None:
+            return error(404, "not_found", "no such endpoint")
+        match method, parts[1:]:
+            case "PATCH", []:
+                endpoint |= body
+                if body.get("runRetentionMode", "days") != "days":
+                    del endpoint["runRetentionDays"]
+            case "DELETE", []:
+                del self.endpoints[parts[0]]
+                return httpx.Response(204)
+            case "GET", ["keys"]:
+                return httpx.Response(200, json={"keys": keys})
+            case "POST", ["keys"]:
+                key = {
+                    "id": f"k{len(keys) + 1}",
+                    "label": body["label"],
+                    "prefix": "ark_live_12345678",
+                    "createdAt": now(),
+                }
+                keys.append({**key, "enabled": True, "lastUsedAt": None})
+                return httpx.Response(201, json={"key": {**key, "plaintext": f"ark_live_12345678-{key['id']}"}})
+            case "DELETE", ["keys", key_id]:
+                next(key for key in keys if key["id"] == key_id)["enabled"] = False
+                return httpx.Response(204)
+        return httpx.Response(200, json={"deployment": endpoint})
 
     def _job_routes(self, request: httpx.Request, org: str, body: dict[str, Any], parts: list[str]) -> httpx.Response:
         if not parts:

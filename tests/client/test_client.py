@@ -123,6 +123,30 @@ def test_chat(client, job, fake):
         client.chat(MESSAGES, job_id=job.id, step="last")
 
 
+def test_endpoints_and_their_keys(client, job, fake):
+    endpoint = client.create_endpoint("triage", job_id=job.id, step=2, run_retention_mode="days", run_retention_days=3)
+    assert endpoint.target.model == f"{job.id}:2" and endpoint.auth_mode == "fixed_api_key"
+    assert (endpoint.run_retention_days, endpoint.url) == (3, f"{URL}/e/triage/v1")
+    changed = client.update_endpoint(endpoint.id, base_model="tiny", auth_mode="none", run_retention_mode="unlimited")
+    assert (changed.target.model, changed.run_retention_days) == ("tiny", None)
+    assert client.get_endpoint(endpoint.id) == changed
+    with pytest.raises(errors.ConflictError, match="slug is already taken"):
+        client.create_endpoint("triage", base_model="tiny")
+    issued = client.create_endpoint_key(endpoint.id, "ci")
+    assert issued.plaintext.startswith(issued.prefix)
+    client.revoke_endpoint_key(endpoint.id, issued.id)
+    assert [(key.label, key.enabled) for key in client.list_endpoint_keys(endpoint.id)] == [("ci", False)]
+    client.delete_endpoint(endpoint.id)
+    assert client.list_endpoints() == []
+
+
+@pytest.mark.parametrize("target", [{}, {"job_id": "j", "base_model": "b"}, {"job_id": "j", "step": "last"}])
+def test_endpoint_without_one_clear_target_is_refused_before_anything_is_sent(client, fake, target):
+    with pytest.raises(errors.InvalidRequestError):
+        client.create_endpoint("triage", **target)
+    assert fake.requests == []
+
+
 def test_models_and_health(client):
     assert client.list_models() == [{"name": "tiny"}]
     assert client.healthz() == client.readyz() == {"status": "ok"}
@@ -244,6 +268,13 @@ def test_the_async_client_does_the_same(fake, home, project_dir, tmp_path):
             assert (await client.get_job(job.id)).status == "completed"
             with pytest.raises(errors.ConflictError):
                 await client.cancel_job(job.id)
+            endpoint = await client.create_endpoint("triage", job_id=job.id)
+            key = await client.create_endpoint_key(endpoint.id, "ci")
+            await client.revoke_endpoint_key(endpoint.id, key.id)
+            assert [each.enabled for each in await client.list_endpoint_keys(endpoint.id)] == [False]
+            assert (await client.update_endpoint(endpoint.id, enabled=False)).enabled is False
+            assert await client.list_endpoints() == [await client.get_endpoint(endpoint.id)]
+            await client.delete_endpoint(endpoint.id)
             assert (await client.me()).orgs and await client.list_models() and await client.readyz()
 
     asyncio.run(main())

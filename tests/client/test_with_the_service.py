@@ -113,6 +113,26 @@ def test_errors_keep_their_class_and_field(service):
         stranger.me()
 
 
+def test_endpoint_from_its_publication_to_its_end(service, training, gateway):  # noqa: F811
+    job = create_trainer(**JOB, client=service).start()
+    training.start(job.id)
+    training.save(job.id, 2)
+    endpoint = service.create_endpoint("triage", job_id=job.id, step=2)
+    assert endpoint.url.endswith("/e/triage/v1") and endpoint.run_retention_days == 7
+    with pytest.raises(errors.ConflictError, match="final adapter does not exist yet") as raised:
+        service.update_endpoint(endpoint.id, job_id=job.id)
+    assert raised.value.param == "target.adapter"
+    training.complete(job.id)
+    assert service.update_endpoint(endpoint.id, job_id=job.id).target.model == job.id
+    assert gateway.prepared == [f"{job.id}-step-2", f"{job.id}-final"]
+    issued = service.create_endpoint_key(endpoint.id, "  ci ")
+    assert issued.label == "ci" and issued.plaintext.startswith("ark_live_")
+    service.revoke_endpoint_key(endpoint.id, issued.id)
+    assert [key.enabled for key in service.list_endpoint_keys(endpoint.id)] == [False]
+    service.delete_endpoint(endpoint.id)
+    assert service.list_endpoints() == []
+
+
 def test_identity_tokens_projects_and_models(service):
     assert service.list_jobs() == []
     org = service.me().orgs[0]

@@ -1,0 +1,245 @@
+"""`arkor-ray endpoints`."""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+import typer
+
+from arkor_ray.cli.checkpoints import Final, Step, chosen
+from arkor_ray.cli.connection import ApiUrl, AsJson, ProjectSlug, connect
+from arkor_ray.cli.output import age, print_json, print_table
+from arkor_ray.client.calls import FINAL, AdapterRef
+from arkor_ray.errors import InvalidRequestError
+from arkor_ray.schemas.chat import CheckpointAdapter
+from arkor_ray.schemas.endpoint import AuthMode, Endpoint, RetentionMode, ServedAdapter
+
+app = typer.Typer(no_args_is_help=True, help="Publish adapters and base models, and make keys for them.")
+keys = typer.Typer(no_args_is_help=True, help="Create, list and revoke the keys that open an endpoint.")
+app.add_typer(keys, name="keys")
+
+EndpointId = Annotated[str, typer.Argument(metavar="ENDPOINT", help="The endpoint's id, as listed.")]
+Job = Annotated[str | None, typer.Option("--job", help="Serve an adapter of this job.", show_default=False)]
+Base = Annotated[str | None, typer.Option("--base", help="Serve this base model.", show_default=False)]
+Keep = Annotated[
+    str | None,
+    typer.Option("--keep-runs", help="unlimited, disabled, or a number of days.", show_default=False),
+]
+AUTH_HELP = f"{' or '.join(get_args(AuthMode))}."
+
+
+@app.command("list")
+def list_endpoints(api_url: ApiUrl = None, project: ProjectSlug = None, as_json: AsJson = False) -> None:
+    """List the project's endpoints, newest first."""
+    with connect(api_url, project) as client:
+        endpoints = client.list_endpoints()
+    if as_json:
+        print_json(endpoints)
+        return
+    rows = [
+        (each.id, each.slug, _target(each), each.auth_mode, _state(each), each.url or "", age(each.created_at))
+        for each in endpoints
+    ]
+    columns = ("ENDPOINT", "SLUG", "SERVES", "AUTH", "STATE", "URL", "CREATED")
+    print_table(columns, rows, empty="There are no endpoints in this project yet.")
+
+
+@app.command()
+def create(
+    slug: Annotated[str, typer.Argument(help="Its name, unique on this server: 2 to 50 of a-z, 0-9 and '-'.")],
+    job_id: Job = None,
+    step: Step = None,
+    final: Final = False,
+    base: Base = None,
+    auth: Annotated[str, typer.Option(help=AUTH_HELP)] = "fixed_api_key",
+    keep_runs: Keep = None,
+    api_url: ApiUrl = None,
+    project: ProjectSlug = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a job's adapter, the final one unless a step is named, or a base model. Returns once it can answer."""
+    if job_id is None and base is None:
+        raise InvalidRequestError("give --job or --base, to be served", param="job")
+    ref = _step(job_id, step, final, base)
+    mode, days = _retention(keep_runs)
+    with connect(api_url, project) as client:
+        endpoint = client.create_endpoint(
+            slug,
+            job_id=job_id,
+            step=ref,
+            base_model=base,
+            auth_mode=_auth(auth),
+            run_retention_mode=mode,
+            run_retention_days=days,
+        )
+    if as_json:
+        print_json(endpoint)
+        return
+    print(f"Created endpoint {endpoint.id} at {endpoint.url}")
+    if endpoint.auth_mode == "fixed_api_key":
+        print(f"It needs a key; make one with: arkor-ray endpoints keys create {endpoint.id} LABEL")
+
+
+@app.command()
+def get(endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None, as_json: AsJson = False) -> None:
+    """Show an endpoint."""
+    with connect(api_url, project) as client:
+        endpoint = client.get_endpoint(endpoint_id)
+    _show(endpoint, as_json)
+
+
+@app.command()
+def update(
+    endpoint_id: EndpointId,
+    job_id: Job = None,
+    step: Step = None,
+    final: Final = False,
+    base: Base = None,
+    auth: Annotated[str | None, typer.Option(help=AUTH_HELP, show_default=False)] = None,
+    enabled: Annotated[
+        bool | None, typer.Option("--enable/--disable", help="A disabled one keeps its slug.", show_default=False)
+    ] = None,
+    keep_runs: Keep = None,
+    api_url: ApiUrl = None,
+    project: ProjectSlug = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what is given. What it serves changes once the new adapter can answer, without a gap."""
+    ref = _step(job_id, step, final, base)
+    mode, days = _retention(keep_runs)
+    with connect(api_url, project) as client:
+        endpoint = client.update_endpoint(
+            endpoint_id,
+            job_id=job_id,
+            step=ref,
+            base_model=base,
+            auth_mode=None if auth is None else _auth(auth),
+            enabled=enabled,
+            run_retention_mode=mode,
+            run_retention_days=days,
+        )
+    _show(endpoint, as_json)
+
+
+@app.command()
+def delete(endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None) -> None:
+    """Delete an endpoint and its keys; its slug is free afterwards."""
+    with connect(api_url, project) as client:
+        client.delete_endpoint(endpoint_id)
+    print(f"Deleted endpoint {endpoint_id}")
+
+
+@keys.command("list")
+def list_keys(
+    endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None, as_json: AsJson = False
+) -> None:
+    """List an endpoint's keys, revoked ones too, without their secrets."""
+    with connect(api_url, project) as client:
+        listed = client.list_endpoint_keys(endpoint_id)
+    if as_json:
+        print_json(listed)
+        return
+    rows = [
+        (
+            each.id,
+            each.label,
+            f"{each.prefix}…",
+            "valid" if each.enabled else "revoked",
+            age(each.created_at),
+            age(each.last_used_at) or "never",
+        )
+        for each in listed
+    ]
+    print_table(("KEY", "LABEL", "PREFIX", "STATE", "CREATED", "USED"), rows, empty="This endpoint has no keys.")
+
+
+@keys.command("create")
+def create_key(
+    endpoint_id: EndpointId,
+    label: Annotated[str, typer.Argument(help="Who or what will use it.")],
+    api_url: ApiUrl = None,
+    project: ProjectSlug = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key. It is shown this once."""
+    with connect(api_url, project) as client:
+        issued = client.create_endpoint_key(endpoint_id, label)
+    if as_json:
+        print_json(issued)
+        return
+    typer.echo(f"Key {issued.id} ({issued.label}), shown only now:", err=True)
+    print(issued.plaintext)
+
+
+@keys.command("revoke")
+def revoke_key(
+    endpoint_id: EndpointId,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as listed.")],
+    api_url: ApiUrl = None,
+    project: ProjectSlug = None,
+) -> None:
+    """Make a key invalid at once; it stays listed."""
+    with connect(api_url, project) as client:
+        client.revoke_endpoint_key(endpoint_id, key_id)
+    print(f"Revoked key {key_id}")
+
+
+def _show(endpoint: Endpoint, as_json: bool) -> None:
+    if as_json:
+        print_json(endpoint)
+        return
+    lines = {
+        "endpoint": endpoint.id,
+        "slug": endpoint.slug,
+        "url": endpoint.url,
+        "serves": _target(endpoint),
+        "auth": endpoint.auth_mode,
+        "state": _state(endpoint),
+        "runs kept": f"{endpoint.run_retention_days} days"
+        if endpoint.run_retention_days
+        else endpoint.run_retention_mode,
+    }
+    for name, value in lines.items():
+        if value is not None:
+            print(f"{name}: {value}")
+
+
+def _target(endpoint: Endpoint) -> str:
+    if not isinstance(endpoint.target, ServedAdapter):
+        return endpoint.target.base_model
+    adapter = endpoint.target.adapter
+    return f"{adapter.job_id} {f'step {adapter.step}' if isinstance(adapter, CheckpointAdapter) else FINAL}"
+
+
+def _state(endpoint: Endpoint) -> str:
+    return "enabled" if endpoint.enabled else "disabled"
+
+
+def _step(job_id: str | None, step: int | None, final: bool, base: str | None) -> AdapterRef:
+    if job_id is not None and base is not None:
+        raise InvalidRequestError("--job and --base name two targets; give one of them", param="job")
+    ref = chosen(step, final)
+    if ref is not None and job_id is None:
+        raise InvalidRequestError("--step and --final belong to --job", param="job")
+    return FINAL if ref is None else ref
+
+
+def _auth(value: str) -> AuthMode:
+    for mode in get_args(AuthMode):
+        if value == mode:
+            return mode
+    raise InvalidRequestError(f"--auth: must be {AUTH_HELP[:-1]} (got {value!r})", param="auth")
+
+
+def _retention(keep_runs: str | None) -> tuple[RetentionMode | None, int | None]:
+    """What --keep-runs names, as mode and days."""
+    match keep_runs:
+        case None:
+            return None, None
+        case "unlimited" | "disabled":
+            return keep_runs, None
+        case days if days.isdecimal():
+            return "days", int(days)
+    raise InvalidRequestError(
+        f"--keep-runs: must be unlimited, disabled or a number of days (got {keep_runs!r})", param="keepRuns"
+    )
