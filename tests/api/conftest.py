@@ -121,9 +121,6 @@ class FakeGateway:
         finally:
             self.running -= 1
 
-    async def prepare(self, base_model: str, base_precision: str | None, manifest: CheckpointManifest | None) -> None:
-        """Everything is ready at once."""
-
 
 class FakeLogs:
     async def read(self, submission_id: str) -> str:

@@ -19,7 +19,7 @@ from tests.api.conftest import FakeGateway
 
 pytestmark = pytest.mark.anyio
 
-# Sections 2 to 8 of the contract, and ours.
+# Sections 2 to 9 of the contract, and ours.
 ROUTES = {
     "/e/{slug}/v1/chat/completions": {"post"},
     "/e/{slug}/v1/models": {"get"},
@@ -28,6 +28,12 @@ ROUTES = {
     "/v1/auth/anonymous": {"post"},
     "/v1/auth/cli/config": {"get"},
     "/v1/chat/completions": {"post"},
+    "/v1/endpoints": {"get", "post"},
+    "/v1/endpoints/{endpoint_id}": {"delete", "get", "patch"},
+    "/v1/endpoints/{endpoint_id}/keys": {"get", "post"},
+    "/v1/endpoints/{endpoint_id}/keys/{key_id}": {"delete"},
+    "/v1/endpoints/{endpoint_id}/runs": {"get"},
+    "/v1/endpoints/{endpoint_id}/runs/export": {"get"},
     "/v1/inference/chat": {"post"},
     "/v1/jobs": {"get", "post"},
     "/v1/jobs/{job_id}": {"get"},

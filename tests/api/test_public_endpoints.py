@@ -47,11 +47,8 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def publish(user: User) -> Callable[..., Any]:
     async def publish(slug: str = "triage", **fields: Any) -> dict[str, Any]:
-        """The deployment; of a base model that is open to all, unless told otherwise."""
-        target = {"kind": "base_model", "baseModel": "Tiny"}
-        answer = await user.post("/v1/endpoints", {"slug": slug, "target": target, "authMode": "none", **fields})
-        assert answer.status_code == 201, answer.text
-        return answer.json()["deployment"]
+        """An endpoint of a base model that is open to all, unless told otherwise."""
+        return await user.create_endpoint(slug, **{"authMode": "none", **fields})
 
     return publish
 
@@ -132,9 +129,7 @@ async def test_switched_target_answers_the_next_request(
 ) -> None:
     client = client_at(user, by_path())
     await client.chat.completions.create(model="", messages=MESSAGES)
-    answer = await user.call(
-        "PATCH", f"/v1/endpoints/{endpoint['id']}", json={"target": {"kind": "base_model", "baseModel": MODEL}}
-    )
+    answer = await user.patch(f"/v1/endpoints/{endpoint['id']}", {"target": {"kind": "base_model", "baseModel": MODEL}})
     assert answer.status_code == 200
     assert (await client.chat.completions.create(model="", messages=MESSAGES)).model == MODEL
     assert [request["base_model"] for request in gateway.requests] == ["base/tiny", "base/model"]
@@ -149,7 +144,7 @@ async def test_unknown_endpoint_is_not_found(user: User, endpoint: dict[str, Any
 
 
 async def test_disabled_endpoint_answers_like_an_unknown_one(user: User, endpoint: dict[str, Any]) -> None:
-    await user.call("PATCH", f"/v1/endpoints/{endpoint['id']}", json={"enabled": False})
+    await user.patch(f"/v1/endpoints/{endpoint['id']}", {"enabled": False})
     disabled = await user.http.post("/e/triage/v1/chat/completions", json=BODY)
     unknown = await user.http.post("/e/unknown/v1/chat/completions", json=BODY)
     assert_openai_error(disabled, 404, "not_found")
