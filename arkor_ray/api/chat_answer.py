@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from arkor_ray.api.assistant_turn import AssistantTurn, call_delta
 from arkor_ray.api.error_handlers import public_error
 from arkor_ray.api.sse import DONE_FRAME, frame
 from arkor_ray.errors import InternalError, ServiceUnavailableError
@@ -63,6 +64,8 @@ class ChatAnswer:
                 async for item in self._items:
                     if item["type"] == "delta":
                         yield self._chunk({"content": item["text"]}, None, usage)
+                    elif item["type"] == "tool_call_delta":
+                        yield self._chunk({"tool_calls": [call_delta(item)]}, None, usage)
                     elif item["type"] == "end":
                         end = item
                 if end is None:
@@ -78,18 +81,19 @@ class ChatAnswer:
         yield DONE_FRAME
 
     async def whole(self) -> dict[str, Any]:
-        """The answer in one piece: OpenAI's shape, and the text once more at the top for readers of older docs."""
-        text: list[str] = []
+        """The answer in one piece: OpenAI's shape, and the text once more at the top for readers of older docs.
+
+        The text is None where the answer is calls of tools and nothing else.
+        """
+        turn = AssistantTurn()
         end: dict[str, Any] | None = None
         async with aclosing(self._items):
             async for item in self._items:
-                if item["type"] == "delta":
-                    text.append(item["text"])
-                elif item["type"] == "end":
+                if not turn.add(item) and item["type"] == "end":
                     end = item
         if end is None:
             raise InternalError("The generation stopped without an end")
-        message = {"role": "assistant", "content": "".join(text)}
+        message = turn.message
         return {
             **self._head,
             "object": "chat.completion",

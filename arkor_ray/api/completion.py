@@ -39,7 +39,7 @@ async def complete(
         asked = await run_in_threadpool(chat.for_engine)  # where large JSON Schemas are checked
         items = services.inference.chat(target.base_model, target.base_precision, asked, target.adapter_id)
         if recorder is not None:
-            items = recorder.watch(chat, items)
+            items = recorder.watch(asked, items)
         answer = await unless_gone(request.receive, ChatAnswer.begin(target.model, items))
         if chat.stream:
             include_usage = bool((chat.stream_options or {}).get("include_usage"))

@@ -17,8 +17,9 @@ class InferenceGateway(Protocol):
         """One generation; closing the iterator cancels it.
 
         Yields `{"type": "start", "prompt_tokens", "system_fingerprint"}` once the request is admitted and its prompt is
-        read, any number of `{"type": "delta", "text"}`, and `{"type": "end", "finish_reason", "usage"}`. Raises
-        ArkorErrors; those that come before "start" left no trace.
+        read, any number of `{"type": "delta", "text"}` and `{"type": "tool_call_delta", "index", "arguments"}`, the first of
+        each call with "id" and "name" and all of a call's arguments together JSON text, and `{"type": "end",
+        "finish_reason", "usage"}`. Raises ArkorErrors; those that come before "start" left no trace.
 
         Args:
             base_model: where the base is loaded from, a Hub id or an absolute directory.

@@ -7,13 +7,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from arkor_ray.api.assistant_turn import AssistantTurn
 from arkor_ray.api.endpoint_directory import ServedEndpoint
 from arkor_ray.api.run_store import RunStore
 from arkor_ray.db.runs import NewRun
 from arkor_ray.schemas.base import utcnow
-from arkor_ray.schemas.chat import ChatRequest
 
 Items = AsyncGenerator[dict[str, Any]]
+BYTES_PER_TOKEN = 8  # of an answer in memory, about
 
 
 class RunRecorder:
@@ -27,32 +28,40 @@ class RunRecorder:
         self._created_at = utcnow()
         self._began = time.monotonic()
 
-    async def watch(self, chat: ChatRequest, items: Items) -> Items:
-        """`items` of `InferenceGateway.chat`, unchanged."""
+    async def watch(self, asked: dict[str, Any], items: Items) -> Items:
+        """`items` of `InferenceGateway.chat`, unchanged.
+
+        Args:
+            asked: `ChatRequest.for_engine()`.
+        """
+        turn = AssistantTurn()
         fingerprint: str | None = None
         first_token_ms: int | None = None
-        text: list[str] = []
         async with aclosing(items):
             async for item in items:
-                if item["type"] == "start":
+                if turn.add(item):
+                    first_token_ms = first_token_ms if first_token_ms is not None else self._elapsed_ms()
+                elif item["type"] == "start":
                     fingerprint = item.get("system_fingerprint")
                 elif item["type"] == "end":
-                    self._keep(chat, "".join(text), item, fingerprint, first_token_ms)
-                elif item["type"] == "delta":
-                    first_token_ms = first_token_ms if first_token_ms is not None else self._elapsed_ms()
-                    text.append(item["text"])
+                    self._keep(asked, turn.message, item, fingerprint, first_token_ms)
                 yield item
 
     def _keep(
-        self, chat: ChatRequest, text: str, end: dict[str, Any], fingerprint: str | None, first_token_ms: int | None
+        self,
+        asked: dict[str, Any],
+        answer: dict[str, Any],
+        end: dict[str, Any],
+        fingerprint: str | None,
+        first_token_ms: int | None,
     ) -> None:
         run = NewRun(
             endpoint_id=self._endpoint.id,
             key_id=self._key_id,
             model=self._endpoint.model,
-            messages=[message.for_template() for message in chat.messages],
-            tools=chat.tools if chat.tool_choice != "none" else None,
-            answer={"role": "assistant", "content": text},
+            messages=asked["messages"],
+            tools=asked["tools"] or None,
+            answer=answer,
             finish_reason=end["finish_reason"],
             prompt_tokens=end["usage"]["prompt_tokens"],
             completion_tokens=end["usage"]["completion_tokens"],
@@ -61,7 +70,7 @@ class RunRecorder:
             system_fingerprint=fingerprint,
             created_at=self._created_at,
         )
-        self._store.keep(run, self._body_bytes + len(text))
+        self._store.keep(run, self._body_bytes + BYTES_PER_TOKEN * run.completion_tokens)
 
     def _elapsed_ms(self) -> int:
         return round(1000 * (time.monotonic() - self._began))

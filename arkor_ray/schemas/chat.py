@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from arkor_ray.errors import InvalidRequestError
-from arkor_ray.schemas.base import WireModel, invalid_request
+from arkor_ray.schemas.base import WireModel
+from arkor_ray.schemas.constraint import ResponseFormat, StructuredOutputs
+from arkor_ray.schemas.tool import MAX_TOOLS, Tool, ToolChoice, check_choice, check_parameters, forced_call
+
+MAX_STOP_LENGTH = 1024
 
 
 class Message(WireModel):
@@ -73,16 +76,18 @@ class ChatRequest(WireModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream_options: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @field_validator("stop", mode="after")
     @classmethod
     def _no_empty_stop(cls, value: list[str] | None) -> list[str] | None:
         if value is not None and any(not text for text in value):
             raise ValueError("must not contain an empty string")
+        if value is not None and any(len(text) > MAX_STOP_LENGTH for text in value):
+            raise ValueError(f"a stop text may have {MAX_STOP_LENGTH} characters at most")
         return value
 
     @model_validator(mode="after")
@@ -91,44 +96,26 @@ class ChatRequest(WireModel):
             raise ValueError("adapter, baseModel: give exactly one of the two")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("topLogprobs needs logprobs true")
+        if self.structured_outputs is not None and self.response_format and self.response_format.type != "text":
+            raise ValueError(
+                f"structuredOutputs: cannot go with a responseFormat of type {self.response_format.type!r}; give one of the two"
+            )
+        check_choice(self.tools or [], self.tool_choice)
+        constrained = self.structured_outputs or (self.response_format and self.response_format.type != "text")
+        if self._active_tools and constrained:
+            raise ValueError(
+                "tools: an answer cannot be a call and keep to responseFormat or structuredOutputs; leave out one of them, "
+                "or send toolChoice 'none'"
+            )
         return self
 
-    @classmethod
-    def parse(cls, body: Any) -> ChatRequest:
-        """From the wire. A constraint that decoding cannot enforce yet is refused, never ignored."""
-        try:
-            request = cls.model_validate(body)
-        except ValidationError as error:
-            raise invalid_request(error) from error
-        request.refuse_constraints()
-        return request
-
-    def refuse_constraints(self) -> None:
-        if self.tools and self.tool_choice != "none":
-            raise InvalidRequestError(
-                "tools: this model has no tool parser; leave out tools, or send toolChoice 'none'",
-                code="tool_calling_not_configured",
-                param="tools",
-            )
-        if isinstance(self.tool_choice, dict) or self.tool_choice == "required":
-            raise InvalidRequestError(
-                "toolChoice: needs tools, which this server cannot enforce yet", param="toolChoice"
-            )
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            raise InvalidRequestError(
-                "responseFormat: constrained decoding is not available on this server; send {'type': 'text'} or leave it out",
-                code="structured_outputs_not_configured",
-                param="responseFormat",
-            )
-        if self.structured_outputs is not None:
-            raise InvalidRequestError(
-                "structuredOutputs: constrained decoding is not available on this server; leave it out",
-                code="structured_outputs_not_configured",
-                param="structuredOutputs",
-            )
-
     def for_engine(self) -> dict[str, Any]:
-        """The part that the inference replica sees, in snake_case."""
+        """The part that the inference replica sees, in snake_case. `constraint` is as `schemas.constraint` and
+        `schemas.tool` have it; `tools` are those that the model may call.
+
+        Raises InvalidRequestError for a JSON Schema that is none. Checking a large one takes time: call this in a thread.
+        """
+        check_parameters(self.tools or [])
         return {
             "messages": [message.for_template() for message in self.messages],
             "temperature": self.temperature,
@@ -136,4 +123,17 @@ class ChatRequest(WireModel):
             "max_tokens": self.max_tokens,
             "stop": self.stop or [],
             "seed": self.seed,
+            "tools": [tool.model_dump(mode="json", exclude_unset=True) for tool in self._active_tools],
+            "constraint": self._constraint(),
         }
+
+    @property
+    def _active_tools(self) -> list[Tool]:
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    def _constraint(self) -> dict[str, Any] | None:
+        if self._active_tools:
+            return forced_call(self._active_tools, self.tool_choice)
+        if self.structured_outputs is not None:
+            return self.structured_outputs.constraint()
+        return None if self.response_format is None else self.response_format.constraint()

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from arkor_ray.errors import InvalidRequestError
+from arkor_ray.schemas.base import invalid_request
 from arkor_ray.schemas.chat import ChatRequest
 
 # Fields that go on as they are, but for their spelling.
@@ -96,7 +97,10 @@ class ChatCompletionRequest(BaseModel):
         body["maxTokens"] = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         for name, value in self._constraints().items():
             body["structuredOutputs"] = {_GUIDED[name]: value} if name in _GUIDED else value
-        return ChatRequest.parse(body)
+        try:
+            return ChatRequest.model_validate(body)
+        except ValidationError as error:
+            raise invalid_request(error) from error
 
     @contextmanager
     def own_spelling(self) -> Iterator[None]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from arkor_ray.errors import AdapterError, InvalidRequestError, ModelError
+from arkor_ray.serving.tool_history import history_forms
 
 
 class ChatTokenizer:
@@ -30,22 +33,54 @@ class ChatTokenizer:
             raise ModelError(f"The tokenizer of {name} cannot be loaded: {error}") from error
         return cls(tokenizer, name)
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> tuple[int, ...]:
+    @property
+    def template_text(self) -> str:
+        """The chat template, or all of them where the tokenizer has several; empty without any."""
+        template = self.tokenizer.chat_template
+        return "\n".join(template.values()) if isinstance(template, dict) else template or ""
+
+    def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> tuple[int, ...]:
         """Prompt tokens up to where the assistant's answer begins."""
         if self.tokenizer.chat_template is None:
             raise InvalidRequestError(f"messages: {self._name} has no chat template", param="messages")
+        forms = history_forms(messages, self.template_text)
         with self._lock:
-            try:
-                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # whatever the template's own code raises
-                raise InvalidRequestError(
-                    f"messages: the chat template of {self._name} refuses them: {error}", param="messages"
-                ) from error
+            for form in forms:
+                try:
+                    text = self.tokenizer.apply_chat_template(
+                        form, tools=tools or None, tokenize=False, add_generation_prompt=True
+                    )
+                    break
+                except Exception as error:  # whatever the template's own code raises
+                    if form is forms[-1]:
+                        raise InvalidRequestError(
+                            f"messages: the chat template of {self._name} refuses them: {error}", param="messages"
+                        ) from error
             return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, ids: list[int]) -> str:
         with self._lock:
             return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decoder(self, shown: Collection[str] = ()) -> Callable[[list[int]], str]:
+        """As `decode`, but the special tokens in `shown` stay in the text."""
+        special = set(self.tokenizer.all_special_ids)
+        added = self.tokenizer.get_added_vocab()
+        hidden = special - {added[token] for token in shown if token in added}
+        if hidden == special:
+            return self.decode
+
+        def decode(ids: list[int]) -> str:
+            kept = [i for i in ids if i not in hidden]
+            with self._lock:
+                return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+        return decode
+
+    def backend(self) -> Any | None:
+        """A copy of the `tokenizers.Tokenizer` inside; None for a tokenizer written in Python."""
+        with self._lock:
+            return copy.copy(getattr(self.tokenizer, "backend_tokenizer", None))
 
     def end_ids(self, generation_config: Any) -> frozenset[int]:
         """Tokens that end an answer: those of the base model's generation config and the tokenizer's own."""

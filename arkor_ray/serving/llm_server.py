@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from arkor_ray.errors import AdapterError, ServiceUnavailableError
+from arkor_ray.errors import AdapterError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.serving.adapter_loader import AdapterLoader, BaseIdentity, LoaderConfig
+from arkor_ray.serving.answer_reader import AnswerReader
 from arkor_ray.serving.chat_tokenizer import ChatTokenizer
-from arkor_ray.serving.engine.interface import GenRequest
+from arkor_ray.serving.constraints import GrammarCompiler
+from arkor_ray.serving.engine.interface import GenRequest, TokenGrammar
 from arkor_ray.serving.single_flight import SingleFlight
-from arkor_ray.serving.text_stream import Detokenizer, StopMatcher
+from arkor_ray.serving.tool_parsers import ForcedCall, ToolParser, parser_for
 from arkor_ray.storage.object_store import open_store
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class LLMServer:
         self._base_speaker = _Speaker(base_tokenizer, base_tokenizer.end_ids(self._generation_config), fingerprint)
         self._tokenizers: OrderedDict[str, ChatTokenizer] = OrderedDict()
         self._flights: SingleFlight[ChatTokenizer] = SingleFlight()
+        self._compiler = GrammarCompiler()
 
     async def admit(self, manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
         """Makes an adapter ready to answer, and compares its log-probabilities with those of training.
@@ -117,37 +120,41 @@ class LLMServer:
         """Answers `ChatRequest.for_engine()` with the adapter, or with the base model for None; never one for the other.
 
         Yields {"type": "start", "prompt_tokens", "system_fingerprint"} once the first token is there, then
-        {"type": "delta", "text"} as text comes, at last {"type": "end", "finish_reason", "usage"}.
+        {"type": "delta", "text"} as text comes, {"type": "tool_call_delta", "index", "arguments"} as calls come, the first
+        of each with "id" and "name", at last {"type": "end", "finish_reason", "usage"}.
         Raises InvalidRequestError, NotFoundError, AdapterError, StorageError or ServiceUnavailableError before the start.
         """
         speaker = await self._speaker(adapter_id)
-        messages = request["messages"]
-        prompt = await asyncio.get_running_loop().run_in_executor(None, speaker.tokenizer.encode_chat, messages)
-        generation = self._generation(request, prompt, adapter_id, speaker)
-        detokenizer, stops = Detokenizer(speaker.tokenizer.decode), StopMatcher(request.get("stop") or [])
+        parser = _parser(request, speaker.tokenizer)
+        constraint, grammar = request.get("constraint"), None
+        if constraint is not None:
+            grammar = await self._compiler.grammar(constraint, speaker.tokenizer, speaker.end_ids)
+        prompt = await asyncio.get_running_loop().run_in_executor(
+            None, speaker.tokenizer.encode_chat, request["messages"], request.get("tools")
+        )
+        generation = self._generation(request, prompt, adapter_id, speaker, grammar)
+        decode = speaker.tokenizer.decoder(parser.markers if parser else ())
+        reader = AnswerReader(decode, request.get("stop") or [], parser)
         completion, reason = 0, None
         async with aclosing(self._engine.generate(generation)) as batches:  # type: ignore[type-var]
             async for batch in batches:
                 if not completion:
                     yield {"type": "start", "prompt_tokens": len(prompt), "system_fingerprint": speaker.fingerprint}
-                text = ""
                 for event in batch:
                     completion += 1
                     reason = event.finish_reason
-                    if event.token_id not in generation.eos_ids:
-                        piece, stopped = stops.push(detokenizer.push(event.token_id))
-                        text += piece
-                        if stopped:
-                            reason = "stop"
-                            break
-                    if reason is not None:
-                        piece, stopped = stops.push(detokenizer.finish())
-                        text += piece if stopped else piece + stops.finish()
-                        reason = "stop" if stopped else reason
-                if text:
-                    yield {"type": "delta", "text": text}
+                    stopped = event.token_id not in generation.eos_ids and reader.push(event.token_id)
+                    if not stopped and reason is not None:
+                        stopped = reader.finish(complete=reason == "stop")
+                    if stopped:
+                        reason = "stop"
+                        break
+                for item in reader.take():
+                    yield item
                 if reason is not None:
                     break
+        if reason == "stop" and reader.called:
+            reason = "tool_calls"
         usage = {
             "prompt_tokens": len(prompt),
             "completion_tokens": completion,
@@ -173,9 +180,15 @@ class LLMServer:
         """Ends the engine's and the loader's threads."""
         self._engine.close()
         self._loader.close()
+        self._compiler.close()
 
     def _generation(
-        self, request: dict[str, Any], prompt: tuple[int, ...], adapter_id: str | None, speaker: _Speaker
+        self,
+        request: dict[str, Any],
+        prompt: tuple[int, ...],
+        adapter_id: str | None,
+        speaker: _Speaker,
+        grammar: TokenGrammar | None,
     ) -> GenRequest:
         defaults = self._generation_config
         sampling = bool(getattr(defaults, "do_sample", False))
@@ -194,6 +207,7 @@ class LLMServer:
             top_p=float(top_p),
             seed=request.get("seed"),
             eos_ids=speaker.end_ids,
+            grammar=grammar,
             queue_timeout=self._args.queue_timeout_s,
         )
 
@@ -240,6 +254,31 @@ class LLMServer:
                 manifest.adapter_id, difference, tolerance,
             )  # fmt: skip
         return {"max_abs_diff": difference if math.isfinite(difference) else None, "tolerance": tolerance}
+
+
+def _parser(request: dict[str, Any], tokenizer: ChatTokenizer) -> ToolParser | None:
+    """What reads the calls in the answer; None where there can be none."""
+    tools, constraint = request.get("tools") or [], request.get("constraint") or {}
+    if constraint.get("kind") == "tool_call":
+        return ForcedCall()
+    if not tools:
+        return None
+    parser = parser_for(tokenizer.template_text, [tool["function"]["name"] for tool in tools])
+    if parser is None:
+        raise InvalidRequestError(
+            "tools: the model's chat template shows no form of tool calls that this server can read, so it cannot be left "
+            "to choose; send toolChoice 'required' or name a function, which works with every model",
+            code="tool_calling_not_configured",
+            param="tools",
+        )
+    strict = [i for i, tool in enumerate(tools) if tool["function"].get("strict")]
+    if strict:
+        raise InvalidRequestError(
+            f"tools.{strict[0]}.function.strict: is only enforced where toolChoice asks for a call; leave it out, or send "
+            "toolChoice 'required' or name a function",
+            param=f"tools.{strict[0]}.function.strict",
+        )
+    return parser
 
 
 def _base_hash(source: str, config: Any) -> str:

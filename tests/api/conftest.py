@@ -63,13 +63,13 @@ class FakeGateway:
         self.running = 0
         self.answer("Hello", " there")
 
-    def answer(self, *pieces: str, finish_reason: str = "stop", pause_s: float = 0) -> None:
-        """`pause_s` before each piece."""
+    def answer(self, *pieces: str | dict[str, Any], finish_reason: str = "stop", pause_s: float = 0) -> None:
+        """With pieces of text, or items as they are; `pause_s` before each text."""
         self._pause_s = pause_s
         usage = {"prompt_tokens": 9, "completion_tokens": len(pieces), "total_tokens": 9 + len(pieces)}
         self._script: list[Any] = [
             {"type": "start", "prompt_tokens": 9, "system_fingerprint": "fp-1"},
-            *({"type": "delta", "text": piece} for piece in pieces),
+            *({"type": "delta", "text": piece} if isinstance(piece, str) else piece for piece in pieces),
             {"type": "end", "finish_reason": finish_reason, "usage": usage},
         ]
 

@@ -177,10 +177,13 @@ async def test_unknown_step_is_404_naming_the_checkpoints(user: User, training: 
         ({"maxTokens": 0}, "maxTokens"),
         ({"topLogprobs": 3}, "topLogprobs"),
         ({"stop": [""]}, "stop"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools.0.function.name"),
         ({"toolChoice": "required"}, "toolChoice"),
-        ({"responseFormat": {"type": "json_object"}}, "responseFormat"),
-        ({"structuredOutputs": {"regex": "a+"}}, "structuredOutputs"),
+        ({"responseFormat": {"type": "yaml"}}, "responseFormat.type"),
+        ({"responseFormat": {"type": "json_object"}, "structuredOutputs": {"regex": "a"}}, "structuredOutputs"),
+        ({"structuredOutputs": {"regex": "a+", "choice": ["a"]}}, "structuredOutputs"),
+        ({"structuredOutputs": {"json": {"type": "strin"}}}, "structuredOutputs.json.type"),
+        ({"stop": ["x"] * 10_000}, "stop"),
     ],
 )
 async def test_request_that_cannot_be_served_as_asked_is_400(
@@ -192,10 +195,85 @@ async def test_request_that_cannot_be_served_as_asked_is_400(
     assert gateway.requests == [], "never generated as if it had not been asked"
 
 
-async def test_tools_without_a_parser_have_their_own_code(user: User) -> None:
-    answer = await user.post(PATH, base(tools=[{"type": "function", "function": {"name": "f"}}]))
-    assert answer.json()["code"] == "tool_calling_not_configured"
+async def test_constraint_reaches_the_replica(user: User, gateway: FakeGateway) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"aB": {"type": "string"}},
+        "required": ["aB"],
+        "additionalProperties": False,
+    }
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    assert (await user.post(PATH, base(responseFormat=asked))).status_code == 200
+    assert gateway.requests[0]["constraint"] == {
+        "kind": "json", "schema": schema, "whitespace": None, "field": "responseFormat.json_schema.schema",
+    }  # fmt: skip
+
+
+async def test_schema_that_is_not_strict_has_its_own_code(user: User) -> None:
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "object"}}}
+    answer = await user.post(PATH, base(responseFormat=asked))
+    assert answer.status_code == 400 and answer.json()["code"] == "invalid_schema"
+    assert answer.json()["error"].startswith("invalid_schema: responseFormat.json_schema.schema: ")
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def call(index: int, arguments: str, **first: str) -> dict[str, Any]:
+    return {"type": "tool_call_delta", "index": index, "arguments": arguments, **first}
+
+
+async def test_tools_reach_the_replica_and_what_it_refuses_the_user(user: User, gateway: FakeGateway) -> None:
+    gateway.fail(InvalidRequestError("tools: no form", code="tool_calling_not_configured", param="tools"))
+    answer = await user.post(PATH, base(tools=[TOOL]))
+    assert answer.status_code == 400 and answer.json()["code"] == "tool_calling_not_configured"
     assert answer.json()["error"].startswith("tool_calling_not_configured: ")
+    assert gateway.requests[0]["tools"] == [TOOL] and gateway.requests[0]["constraint"] is None
+    gateway.answer("x")
+    await user.post(PATH, base(tools=[TOOL], toolChoice={"type": "function", "function": {"name": "f"}}))
+    assert gateway.requests[1]["constraint"]["kind"] == "tool_call"
+
+
+async def test_calls_of_tools_are_in_the_message(user: User, gateway: FakeGateway) -> None:
+    gateway.answer(
+        call(0, "", id="aaa", name="f"), call(0, '{"a":'), call(0, "1}"), call(1, "{}", id="bbb", name="g"),
+        finish_reason="tool_calls",
+    )  # fmt: skip
+    body = (await user.post(PATH, base(tools=[TOOL]))).json()
+    assert body["choices"][0] == {
+        "index": 0,
+        "finish_reason": "tool_calls",
+        "message": {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "aaa", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
+                {"id": "bbb", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+            ],
+        },
+    }
+    assert body["content"] is None
+
+
+async def test_text_beside_a_call_is_content(user: User, gateway: FakeGateway) -> None:
+    gateway.answer("Wait.", call(0, "{}", id="aaa", name="f"), finish_reason="tool_calls")
+    body = (await user.post(PATH, base(tools=[TOOL]))).json()
+    assert body["content"] == body["choices"][0]["message"]["content"] == "Wait."
+
+
+async def test_calls_of_tools_are_streamed_as_openais_deltas(user: User, gateway: FakeGateway) -> None:
+    gateway.answer(call(0, "", id="aaa", name="f"), call(0, "{}"), finish_reason="tool_calls")
+    answer = await user.post(PATH, base(tools=[TOOL], stream=True))
+    *chunks, done = data_of(answer.text)
+    assert done == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert [chunk["choices"][0]["delta"].get("tool_calls") for chunk in chunks] == [
+        None,
+        [{"index": 0, "id": "aaa", "type": "function", "function": {"name": "f", "arguments": ""}}],
+        [{"index": 0, "function": {"arguments": "{}"}}],
+        None,
+    ]
+    reader = TextReader()
+    assert list(reader.feed(answer.content)) == [] and reader.done
 
 
 async def test_messages_may_be_empty_and_have_unknown_keys(user: User, gateway: FakeGateway) -> None:

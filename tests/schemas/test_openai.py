@@ -32,7 +32,7 @@ def test_both_wires_say_the_same_to_the_engine() -> None:
     arkor = {"messages": [USER], **TARGET, "topP": 0.9, "maxTokens": 7, "responseFormat": {"type": "text"}}
     assert (
         chat(top_p=0.9, max_tokens=7, response_format={"type": "text"}).for_engine()
-        == ChatRequest.parse(arkor).for_engine()
+        == ChatRequest.model_validate(arkor).for_engine()
     )
 
 

@@ -28,9 +28,9 @@ router = APIRouter(prefix="/v1/inference", tags=["inference"], route_class=Stric
     response_class=Response,
 )
 async def chat(request: Request, services: ServicesDep, scope: ScopeDep, body: ChatRequest) -> Response:
-    body.refuse_constraints()
+    asked = await run_in_threadpool(body.for_engine)
     target = await run_in_threadpool(_find_target, services, scope.project.id, body)
-    items = services.inference.chat(target.base_model, target.base_precision, body.for_engine(), target.adapter_id)
+    items = services.inference.chat(target.base_model, target.base_precision, asked, target.adapter_id)
     answer = await unless_gone(request.receive, ChatAnswer.begin(target.model, items))
     if body.stream:
         return EventStream(answer.chunks(include_usage=_include_usage(body.stream_options)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +20,10 @@ from arkor_ray.serving.engine.lora_slots import SlotLayout
 from arkor_ray.serving.engine.lora_weights import LoraWeights
 from arkor_ray.serving.engine.sampler import RowSampler
 from arkor_ray.serving.engine.slot_table import SlotTable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Sequence:
     """Generated so far."""
     logprobs: list[float] = field(default_factory=list)
     """Of a scored prompt."""
+    mask: Future[npt.NDArray[np.int32]] | None = None
+    """What the request's grammar allows next, perhaps still being computed; asked for at `mask_asked`."""
+    mask_asked: float = 0.0
     sampler: RowSampler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +75,16 @@ class Sequence:
     def length(self) -> int:
         """Tokens in the cache: the prompt so far, and each generated token but the last, which the next step reads."""
         return self.read + max(len(self.tokens) - 1, 0)
+
+    @property
+    def last_token(self) -> int:
+        """The one whose logits the next token is drawn from; of the prompt, as long as none was generated."""
+        return (self.tokens or self.request.prompt_ids)[-1]
+
+    @property
+    def position(self) -> int:
+        """Where the last token stands in the sequence."""
+        return self.read + len(self.tokens) - 1
 
     @property
     def prompt_left(self) -> int:

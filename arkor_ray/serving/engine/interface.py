@@ -7,9 +7,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from arkor_ray.serving.engine.lora_weights import LoraWeights
 
 FinishReason = Literal["stop", "length"]
+
+
+class TokenGrammar(Protocol):
+    """What may come next in one generation; used by one generation only, by one thread at a time."""
+
+    def mask(self) -> npt.NDArray[np.int32]:
+        """The tokens that may come next: token i is bit i % 32 of word i // 32, and one beyond the words may not.
+
+        The end tokens are among them exactly when the text so far is complete. Called off the engine's thread, for it
+        may take a while; the array is good until the next `accept`. Raises an ArkorError when there is no telling.
+        """
+
+    def accept(self, token: int) -> bool:
+        """Goes on with a token of the mask that is no end token. True when only an end token could follow."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +35,7 @@ class GenRequest:
 
     `temperature` 0 is greedy. With `seed` given, the tokens depend on the request and the weights only, not on what
     else is in the batch (beyond rounding of the logits). `eos_ids` end the generation, as its last token.
+    `grammar` restricts the tokens; a generation that is neither cut by `max_tokens` nor cancelled satisfies it.
     `queue_timeout` is how many seconds the request may wait for a row and a slot.
     """
 
@@ -29,6 +47,7 @@ class GenRequest:
     top_p: float = 1.0
     seed: int | None = None
     eos_ids: frozenset[int] = frozenset()
+    grammar: TokenGrammar | None = None
     queue_timeout: float = 30.0
 
 
@@ -75,7 +94,7 @@ class Engine(Protocol):
         """The tokens as they come: those since the last look, one if the caller keeps up. Closing frees the row at once.
 
         Raises InvalidRequestError (too long), NotFoundError and AdapterError (the adapter), ServiceUnavailableError
-        (waited too long for a row or slot) before the first token.
+        (waited too long for a row or slot) before the first token, and what the grammar raises at any.
         """
 
     async def score(self, token_ids: tuple[int, ...], adapter_id: str | None) -> list[float]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass
@@ -31,9 +36,19 @@ class RowSampler:
         return self._numbers.random()
 
 
-def sample(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int | None]:
-    """One token for each row of `logits` [n, vocab]; None for a row whose logits are not finite."""
+def sample(
+    logits: torch.Tensor, rows: Sequence[RowSampler], masks: Sequence[npt.NDArray[np.int32] | None] = ()
+) -> list[int | None]:
+    """One token for each row of `logits` [n, vocab]; None for a row whose logits are not finite.
+
+    `masks`, if given, has for each row None or the bits of the tokens it may draw, as `TokenGrammar.mask` gives them.
+    """
     logits = logits.float()
+    masked = [(i, mask) for i, mask in enumerate(masks) if mask is not None]
+    if masked:
+        at = torch.tensor([i for i, _ in masked], device=logits.device)
+        allowed = _unpack([mask for _, mask in masked], logits)
+        logits = logits.index_copy(0, at, logits[at].masked_fill_(~allowed, -torch.inf))
     best, tokens = logits.max(dim=-1)
     drawn = [i for i, row in enumerate(rows) if not row.greedy]
     if drawn:
@@ -44,6 +59,19 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int | None]
                 tokens[part] = _draw(logits[part], [rows[i] for i in part], nucleus)
     finite = torch.isfinite(best)
     return [token if ok else None for token, ok in zip(tokens.tolist(), finite.tolist(), strict=True)]
+
+
+def _unpack(masks: list[npt.NDArray[np.int32]], logits: torch.Tensor) -> torch.Tensor:
+    """The bits as booleans [masks, vocab]. A model's vocabulary is often padded beyond its tokenizer's: those are False."""
+    vocab = logits.shape[-1]
+    words = -(-vocab // 32)
+    packed = torch.zeros((len(masks), words), dtype=torch.int32)
+    for row, mask in zip(packed, masks, strict=True):
+        row[: len(mask)] = torch.from_numpy(mask[:words])
+    # Byte by byte, which takes a quarter of the memory that 32-bit words would.
+    octets = packed.view(torch.uint8).to(logits.device)
+    bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
+    return bits.flatten(1)[:, :vocab].bool()
 
 
 def _draw(logits: torch.Tensor, rows: list[RowSampler], nucleus: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.05  # how often waiting requests are looked at when nothing runs
 _UNHEALTHY_AFTER = 3  # failed steps in a row
+_MASK_WAIT_S = 0.02  # how long a step waits for grammar masks; a row whose mask is later sits that step out
+_MASK_LIMIT_S = 5.0  # a row whose mask takes longer fails
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class SlotEngine:
         self._counters = _Counters()
         self._reads: SingleFlight[Packed] = SingleFlight()
         self._packers = ThreadPoolExecutor(2, thread_name_prefix="adapter-packer")
+        self._maskers = ThreadPoolExecutor(4, thread_name_prefix="grammar-mask")
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         self._failures = 0
@@ -161,6 +164,7 @@ class SlotEngine:
         self._post(lambda: None)
         self._thread.join()
         self._packers.shutdown(wait=False)
+        self._maskers.shutdown(wait=False, cancel_futures=True)
 
     # From here to the engine's thread: checks and submission, on the caller's event loop.
 
@@ -199,6 +203,7 @@ class SlotEngine:
             return asyncio.run_coroutine_threadsafe(self._read(request.adapter_id or ""), loop)
 
         sequence = Sequence(request, emit, reread, time.monotonic(), scoring=scoring, packed=packed)
+        self._ask_mask(sequence)
         self._post(lambda: self._batcher.add(sequence))
         return events, sequence
 
@@ -278,16 +283,46 @@ class SlotEngine:
                 self._remove([sequence])
         elif not sequence.prompt_left:
             self._batcher.start_decoding()
-            self._accept([sequence], sample(logits[-1:], [sequence.sampler]))
+            self._draw([sequence], logits[-1:])
         return count
 
     def _decode(self) -> None:
         sequences = list(self._batcher.decoding)
         logits = self._runner.decode(
-            [s.tokens[-1] for s in sequences], [s.length for s in sequences], [s.slot for s in sequences]
+            [s.last_token for s in sequences], [s.position for s in sequences], [s.slot for s in sequences]
         )
         self._counters.decode_steps += 1
-        self._accept(sequences, sample(logits, [s.sampler for s in sequences]))
+        self._draw(sequences, logits)
+
+    def _draw(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+        """Gives each sequence a token, but for those whose mask is not there yet: the next step computes their logits
+        again, so that no grammar can hold up the other rows."""
+        masks = [s.mask for s in sequences if s.mask is not None]
+        if not masks:
+            self._accept(sequences, sample(logits, [s.sampler for s in sequences]))
+            return
+        wait(masks, _MASK_WAIT_S)
+        ready = []
+        for row, sequence in enumerate(sequences):
+            if sequence.mask is None:
+                ready.append(row)
+            elif not sequence.mask.done():
+                if time.monotonic() - sequence.mask_asked > _MASK_LIMIT_S:
+                    slow = InvalidRequestError("The grammar is too complex to decode by: a step took too long.")
+                    self._fail([sequence], slow)
+            elif error := sequence.mask.exception():
+                self._fail([sequence], _as_arkor(error))
+            else:
+                ready.append(row)
+        if ready:
+            drawn = [sequences[row] for row in ready]
+            tokens = sample(logits[ready], [s.sampler for s in drawn], [s.mask and s.mask.result() for s in drawn])
+            self._accept(drawn, tokens)
+
+    def _ask_mask(self, sequence: Sequence) -> None:
+        """Has the next mask computed in another thread, while the model computes the logits."""
+        if sequence.request.grammar is not None:
+            sequence.mask, sequence.mask_asked = self._maskers.submit(sequence.request.grammar.mask), time.monotonic()
 
     def _accept(self, sequences: list[Sequence], tokens: list[int | None]) -> None:
         done = []
@@ -297,15 +332,18 @@ class SlotEngine:
                 sequence.emit(InternalError(f"The logits of {name} are not finite for this prompt."))
                 done.append(sequence)
                 continue
+            try:
+                reason = _after(sequence, token)
+            except Exception as error:  # a grammar that fails, however it does, fails its own request only
+                sequence.emit(_as_arkor(error))
+                done.append(sequence)
+                continue
             sequence.tokens.append(token)
             self._counters.generated_tokens += 1
-            reason: FinishReason | None = None
-            if token in sequence.request.eos_ids:
-                reason = "stop"
-            elif len(sequence.tokens) >= sequence.request.max_tokens:
-                reason = "length"
             sequence.emit(TokenEvent(token, reason))
-            if reason is not None:
+            if reason is None:
+                self._ask_mask(sequence)
+            else:
                 done.append(sequence)
         if done:
             self._remove(done)
@@ -371,6 +409,16 @@ class SlotEngine:
                 loop.call_soon_threadsafe(_call_all, sends)
             except RuntimeError:  # the loop is closed: nobody is left to hear, and nobody to cancel
                 logger.warning("%d events had no event loop to go to.", len(sends))
+
+
+def _after(sequence: Sequence, token: int) -> FinishReason | None:
+    """Why `token` is the sequence's last; None when it is not."""
+    request = sequence.request
+    if token in request.eos_ids:
+        return "stop"
+    if request.grammar is not None and request.grammar.accept(token):
+        return "stop"
+    return "length" if len(sequence.tokens) + 1 >= request.max_tokens else None
 
 
 def _call_all(sends: list[Callable[[], None]]) -> None:
