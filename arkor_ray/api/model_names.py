@@ -14,7 +14,7 @@ from arkor_ray.jobs import service
 from arkor_ray.schemas.chat import CheckpointAdapter, FinalAdapter
 from arkor_ray.settings import Settings
 
-_ADAPTER = re.compile(r"(?P<job_id>[A-Za-z0-9-]{1,64})(?::(?P<step>[0-9]{1,18}))?", re.ASCII)
+_ADAPTER = re.compile(r"(?P<job_id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?::(?P<step>[0-9]{1,18}))?")
 LISTED_ADAPTERS = 100
 OWNER = "arkor-ray"
 

@@ -125,7 +125,7 @@ def update(
 
 @app.command()
 def delete(endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None) -> None:
-    """Delete an endpoint and its keys; its slug is free afterwards."""
+    """Delete an endpoint, its keys and its stored runs; its slug is free afterwards."""
     with connect(api_url, project) as client:
         client.delete_endpoint(endpoint_id)
     print(f"Deleted endpoint {endpoint_id}")

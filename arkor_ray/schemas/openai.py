@@ -75,7 +75,7 @@ class ChatCompletionRequest(BaseModel):
     def _check(self) -> ChatCompletionRequest:
         extra = self.model_extra or {}
         for name, reason in _REFUSED.items():
-            if extra.get(name) is not None:
+            if extra.get(name):
                 raise ValueError(f"{name}: {reason}")
         if extra.get("modalities") not in (None, ["text"]):
             raise ValueError("modalities: must be ['text'], the one kind of answer there is")

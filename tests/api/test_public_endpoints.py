@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from arkor_ray.api.run_store import RunStore
 from arkor_ray.db.session import Database
-from arkor_ray.errors import ServiceUnavailableError
+from arkor_ray.errors import InvalidRequestError, ServiceUnavailableError
 from arkor_ray.settings import Settings
 from arkor_ray.training.chat_format import Conversation, parse_row
 from arkor_ray.training.data_sources import parse_rows
@@ -384,6 +384,44 @@ async def test_export_is_a_data_set_as_it_is(user: User, gateway: FakeGateway, e
         ]
         for question in ("ein ü", "two\nlines\u2028and more")
     ]
+
+
+TOOLS: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"q":1}'}}
+
+
+async def test_calls_of_tools_are_answered_kept_and_exported(
+    user: User, gateway: FakeGateway, endpoint: dict[str, Any]
+) -> None:
+    begin = {"type": "tool_call_delta", "index": 0, "id": "call_1", "name": "look_up", "arguments": '{"q"'}
+    gateway.answer(begin, {"type": "tool_call_delta", "index": 0, "arguments": ":1}"}, finish_reason="tool_calls")
+    client = client_at(user, by_path())
+    whole = await client.chat.completions.create(model="", messages=MESSAGES, tools=TOOLS)
+    [call] = whole.choices[0].message.tool_calls or []
+    assert call.model_dump(exclude_none=True) == CALL and whole.choices[0].finish_reason == "tool_calls"
+    stream = await client.chat.completions.create(model="", messages=MESSAGES, tools=TOOLS, stream=True)
+    deltas = [chunk.choices[0].delta.tool_calls for chunk in [chunk async for chunk in stream]]
+    pieces = [delta[0].function for delta in deltas if delta]
+    assert "".join(piece.arguments or "" for piece in pieces if piece) == '{"q":1}'
+    for run in await runs_of(user, endpoint):
+        assert run["answer"] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+        assert run["tools"] == TOOLS and run["finishReason"] == "tool_calls" and run["firstTokenMs"] is not None
+    answer = await user.get(f"/v1/endpoints/{endpoint['id']}/runs/export")
+    for row in parse_rows(answer.content):
+        conversation = parse_row(row, "chatml")
+        assert isinstance(conversation, Conversation)
+        assert conversation.tools == TOOLS and conversation.messages[-1]["tool_calls"] == [CALL]
+
+
+async def test_refusal_of_the_replica_names_the_field_as_it_was_sent(
+    user: User, gateway: FakeGateway, endpoint: dict[str, Any]
+) -> None:
+    gateway.fail(InvalidRequestError("structuredOutputs.regex: is too large", param="structuredOutputs.regex"))
+    with pytest.raises(openai.BadRequestError, match="guided_regex: is too large") as raised:
+        await client_at(user, by_path()).chat.completions.create(
+            model="", messages=MESSAGES, extra_body={"guided_regex": "a"}
+        )
+    assert raised.value.param == "guided_regex"
 
 
 async def test_runs_of_another_users_endpoint_are_not_found(

@@ -36,6 +36,26 @@ def test_both_wires_say_the_same_to_the_engine() -> None:
     )
 
 
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "arkor"),
+    [
+        ({"response_format": SCHEMA_FORMAT}, {"responseFormat": SCHEMA_FORMAT}),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, {"structuredOutputs": {"choice": ["a", "b"]}}),
+        ({"guided_choice": ["a", "b"]}, {"structuredOutputs": {"choice": ["a", "b"]}}),
+        ({"guided_json": {"type": "object"}}, {"structuredOutputs": {"json": {"type": "object"}}}),
+        ({"tools": [TOOL], "tool_choice": "required"}, {"tools": [TOOL], "toolChoice": "required"}),
+    ],
+)
+def test_constraints_and_tools_are_those_of_the_arkor_wire(fields: dict[str, Any], arkor: dict[str, Any]) -> None:
+    asked = chat(**fields).for_engine()
+    assert asked == ChatRequest.model_validate({"messages": [USER], **TARGET, **arkor}).for_engine()
+    assert asked["constraint"] is not None
+
+
 def test_answer_is_whole_unless_a_stream_is_asked_for() -> None:
     assert chat().stream is False and chat(stream=True).stream is True
 
@@ -107,6 +127,8 @@ def test_what_would_be_answered_otherwise_than_asked_is_refused(fields: dict[str
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stop": [""]}, "stop"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "no name"}}]}, "tools.0.function.name"),
+        ({"tools": [TOOL], "guided_regex": "a"}, "tools"),
     ],
 )
 def test_bad_value_is_named_in_this_wires_spelling(fields: dict[str, Any], param: str) -> None:
