@@ -164,12 +164,11 @@ class Published:
 def find_published(session: Session, slug: str) -> Published | None:
     """None for a slug without an endpoint, and for one that is disabled."""
     # The endpoint before its keys: were a change to fall in between, the number read here would be the older one.
-    endpoint = session.scalar(select(EndpointRow).where(EndpointRow.slug == slug, EndpointRow.enabled.is_(True)))
-    if endpoint is None:
+    query = select(EndpointRow, CheckpointRow).outerjoin(CheckpointRow)
+    found = session.execute(query.where(EndpointRow.slug == slug, EndpointRow.enabled.is_(True))).one_or_none()
+    if found is None:
         return None
-    checkpoint = None
-    if endpoint.adapter_id is not None:
-        checkpoint = session.get_one(CheckpointRow, endpoint.adapter_id)
+    endpoint, checkpoint = found
     valid = (EndpointKeyRow.endpoint_id == endpoint.id, EndpointKeyRow.revoked_at.is_(None))
     keys = session.execute(select(EndpointKeyRow.sha256, EndpointKeyRow.id).where(*valid))
     return Published(endpoint, checkpoint, dict(keys.tuples().all()))
@@ -183,7 +182,7 @@ def version(session: Session) -> int:
 def versions(session: Session, slugs: Collection[str]) -> dict[str, int]:
     """The number of each enabled endpoint's last change. A slug without one is left out."""
     query = select(EndpointRow.slug, EndpointRow.version)
-    rows = session.execute(query.where(EndpointRow.slug.in_(slugs), EndpointRow.enabled.is_(True)))
+    rows = session.execute(query.where(EndpointRow.slug.in_(list(slugs)), EndpointRow.enabled.is_(True)))
     return dict(rows.tuples().all())
 
 

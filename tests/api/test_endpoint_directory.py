@@ -13,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from arkor_ray.api import endpoint_directory
-from arkor_ray.api.endpoint_directory import EndpointDirectory
+from arkor_ray.api.endpoint_directory import EndpointDirectory, ServedEndpoint
 from arkor_ray.db.session import Database
 from arkor_ray.errors import AuthenticationError, NotFoundError, ServiceUnavailableError
 from arkor_ray.settings import Settings
@@ -23,6 +23,7 @@ from tests.db.databases import both
 pytestmark = pytest.mark.anyio
 
 LOOK_S = 0.01
+NEVER_S = 3600.0  # looks only when the test says so
 
 
 @pytest.fixture
@@ -40,8 +41,10 @@ def open_directory(db: Database, settings: Settings) -> Iterator[Callable[..., E
 
 @pytest.fixture
 def directory(user: User) -> EndpointDirectory:
-    """The one of the application."""
-    return user.app.state.services.endpoints
+    """The one of the application, which is told of changes."""
+    found: EndpointDirectory = user.app.state.services.endpoints
+    found._look_s = NEVER_S
+    return found
 
 
 @pytest.fixture
@@ -100,6 +103,16 @@ async def until(happened: Callable[[], Any]) -> None:
             await asyncio.sleep(LOOK_S)
 
 
+async def kept(directory: EndpointDirectory, slug: str) -> ServedEndpoint:
+    """The endpoint, once the directory has it in memory: a read that meets its first look is not kept."""
+
+    async def twice_the_same() -> bool:
+        return await directory.find(slug) is await directory.find(slug)
+
+    await until(twice_the_same)
+    return await directory.find(slug)
+
+
 @both
 async def test_endpoint_is_found_with_all_that_a_request_needs(
     user: User, directory: EndpointDirectory, training: Training
@@ -142,14 +155,14 @@ async def test_later_requests_read_nothing_from_the_database(
 
 
 async def test_first_requests_at_once_read_the_database_once(
-    user: User, remote: EndpointDirectory, db: Database
+    user: User, directory: EndpointDirectory, db: Database
 ) -> None:
     await user.create_endpoint()
     with counted_statements(db) as alone:
-        await remote.find("triage")
-    remote.invalidate()
+        await directory.find("triage")
+    directory.invalidate()
     with counted_statements(db) as together:
-        await asyncio.gather(*(remote.find("triage") for _ in range(50)))
+        await asyncio.gather(*(directory.find("triage") for _ in range(50)))
     assert len(together) == len(alone) > 0
 
 
@@ -188,9 +201,7 @@ async def test_plaintext_is_nowhere_in_the_directory(user: User, directory: Endp
 
 
 @both
-async def test_changes_made_by_this_process_are_seen_at_once(user: User, open_directory: Any) -> None:
-    directory = user.app.state.services.endpoints
-    directory._look_s = 3600.0
+async def test_changes_made_by_this_process_are_seen_at_once(user: User, directory: EndpointDirectory) -> None:
     with pytest.raises(NotFoundError):
         await directory.find("triage")
     endpoint = await user.create_endpoint()
@@ -256,7 +267,7 @@ async def test_changes_made_by_another_process_are_seen_by_looking(user: User, r
 async def test_unchanged_endpoints_stay_when_another_changes(
     user: User, open_directory: Callable[..., EndpointDirectory], db: Database
 ) -> None:
-    remote = open_directory(look_s=3600.0)
+    remote = open_directory(look_s=NEVER_S)
     await user.create_endpoint("one")
     two = await user.create_endpoint("two")
     remote._look()
@@ -301,7 +312,7 @@ async def test_read_that_a_change_overtakes_is_neither_kept_nor_joined(
     monkeypatch: pytest.MonkeyPatch,
     seen_by: str,
 ) -> None:
-    directory = open_directory(look_s=3600.0)
+    directory = open_directory(look_s=NEVER_S)
     endpoint = await user.create_endpoint()
     key = await create_key(user, endpoint)
     directory._look()
@@ -324,7 +335,7 @@ async def test_database_that_is_away_is_bridged_for_a_while_only(
     user: User, remote: EndpointDirectory, outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await user.create_endpoint()
-    found = await remote.find("triage")
+    found = await kept(remote, "triage")
     outage.begin()
     assert await asyncio.to_thread(outage.refused.wait, 20), "the directory goes on looking"
     assert await remote.find("triage") is found
@@ -343,7 +354,7 @@ async def test_looks_that_succeed_keep_entries_alive(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(endpoint_directory, "monotonic", lambda: now)
-    directory = open_directory(look_s=3600.0)
+    directory = open_directory(look_s=NEVER_S)
     await user.create_endpoint()
     found = await directory.find("triage")
     now += 50
@@ -358,16 +369,16 @@ async def test_looks_that_succeed_keep_entries_alive(
 
 
 async def test_flood_of_unknown_slugs_is_forgotten_and_pushes_out_no_endpoint(
-    user: User, remote: EndpointDirectory, db: Database, monkeypatch: pytest.MonkeyPatch
+    user: User, directory: EndpointDirectory, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint_directory, "KEPT", 5)
     await user.create_endpoint()
-    found = await remote.find("triage")
+    found = await directory.find("triage")
     for number in range(20):
         with pytest.raises(NotFoundError):
-            await remote.find(f"unknown-{number}")
-    assert len(remote._unknown) == 5
-    assert await remote.find("triage") is found
+            await directory.find(f"unknown-{number}")
+    assert len(directory._unknown) == 5
+    assert await directory.find("triage") is found
 
 
 async def test_more_reads_than_may_wait_are_turned_away(
