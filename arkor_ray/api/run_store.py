@@ -79,15 +79,17 @@ class RunStore:
 
     def _write(self, batch: list[NewRun]) -> None:
         while True:
+            last_try = self._closing.is_set()
             try:
                 with self._db.write() as session:
                     runs.add_all(session, batch)
                 return
-            except DATABASE_AWAY:
-                logger.warning("Could not store %d runs yet", len(batch), exc_info=True)
-                if self._closing.wait(RETRY_S):
+            except DATABASE_AWAY as error:
+                logger.warning("Could not store %d runs yet: %s", len(batch), type(error).__name__)
+                if last_try:
                     self._drop(len(batch))
                     return
+                self._closing.wait(RETRY_S)
             except SQLAlchemyError as error:
                 if len(batch) > 1:  # what is wrong with one must not cost the others
                     for run in batch:
@@ -102,7 +104,7 @@ class RunStore:
     def _drop(self, count: int) -> None:
         with self._changed:
             if count and self.dropped == self._dropped_told:
-                logger.warning("Runs are dropped: more come than the database takes")
+                logger.warning("Runs are dropped: the database does not take them as fast as they come")
             self.dropped += count
 
     def _tell_dropped(self) -> None:

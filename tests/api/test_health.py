@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from arkor_ray.api import readiness
 from arkor_ray.api.app import create_app
+from arkor_ray.api.error_handlers import OPENAI_PATHS
 from arkor_ray.api.readiness import Readiness
 from arkor_ray.db.session import Database
 from arkor_ray.settings import Settings
@@ -106,8 +107,10 @@ async def test_description_of_the_api_has_every_route_with_a_title(app: FastAPI)
     described = app.openapi()
     assert {path: set(methods) for path, methods in described["paths"].items()} == ROUTES
     operations = [operation for methods in described["paths"].values() for operation in methods.values()]
+    paths = [path for path, methods in described["paths"].items() for _ in methods]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
-    for operation in operations:
+    for path, operation in zip(paths, operations, strict=True):
         assert operation["summary"]
-        assert operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+        body = "OpenAIErrorBody" if path.startswith(OPENAI_PATHS) else "ErrorBody"
+        assert operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{body}")
         assert "422" not in operation["responses"], "that is not how errors look here"
