@@ -60,6 +60,16 @@ class ArkorError(Exception):
         sentence = self.message if self.message.startswith(f"{self.code}:") else f"{self.code}: {self.message}"
         return {"error": sentence, "code": self.code, **{k: v for k, v in self.fields.items() if v is not None}}
 
+    def to_openai(self) -> dict[str, Any]:
+        """OpenAI's envelope, whose `type` is the coarse kind that its clients know."""
+        kind = _OPENAI_TYPES.get(
+            self.http_status, "server_error" if self.http_status >= 500 else "invalid_request_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
 
 def _rebuild(cls: type[ArkorError], message: str, code: str, status: int, fields: dict[str, Any]) -> ArkorError:
     return cls(message, code=code, status=status, **fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,11 +22,7 @@ from arkor_ray.errors import InvalidRequestError, ModelError
 from arkor_ray.schemas.model import HUB_ID, CatalogueEntry
 
 DEMO_BASE = "arkor-ray/demo-base"  # `arkor-ray up` makes it and puts it into the embedded catalogue
-<<<<<<< HEAD
-=======
 DOMAIN = re.compile(r"(?=.{1,200}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
->>>>>>> endpoints
 
 
 class Settings(BaseSettings):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -14,10 +13,12 @@ from arkor_ray.api import error_handlers, readiness
 from arkor_ray.api.bodies import ErrorBody
 from arkor_ray.api.deps import Services
 from arkor_ray.api.endpoint_directory import EndpointDirectory
+from arkor_ray.api.endpoint_hosts import EndpointHosts
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
 from arkor_ray.api.last_used import LastUsed
 from arkor_ray.api.request_body import BodyLimit
 from arkor_ray.api.routes import ROUTERS
+from arkor_ray.api.run_store import RunStore
 from arkor_ray.db import identities
 from arkor_ray.db.session import Database
 from arkor_ray.events.stream import EventTail
@@ -52,19 +53,16 @@ def create_app(
         logs=logs,
         last_used=LastUsed(db, identities.touch_token),
         endpoints=EndpointDirectory(db, settings),
+        runs=RunStore(db),
         readiness=readiness.of_parts(db, store),
     )
-    described: dict[int | str, dict[str, Any]] = {
-        "4XX": {"model": ErrorBody, "description": "A request that cannot be served"},
-        "5XX": {"model": ErrorBody, "description": "A fault or a part that is away; worth another try"},
-    }
     app = FastAPI(
         title="arkor-ray",
         summary="LoRA fine-tuning jobs, their events, and chat with every checkpoint",
         version=version("arkor-ray"),
         redirect_slashes=False,  # a redirect would lose the body and, at some clients, the token
         strict_content_type=False,
-        responses=described,
+        responses=error_handlers.described(ErrorBody),
         generate_unique_id_function=_operation_id,
         lifespan=_lifespan,
     )
@@ -73,6 +71,7 @@ def create_app(
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     error_handlers.install(app)
+    app.add_middleware(EndpointHosts, settings=settings)  # the outermost: all others go by the path that it makes
     return app
 
 
@@ -81,6 +80,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     services: Services = app.state.services
     services.endpoints.close()
+    services.runs.close()
     services.last_used.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from arkor_ray.schemas.endpoint import Endpoint, EndpointKey, IssuedEndpointKey
 from arkor_ray.schemas.identity import Org, Token
 from arkor_ray.schemas.job import Job
 from arkor_ray.schemas.project import Project
+from arkor_ray.schemas.run import Run
 
 
 class ErrorBody(WireModel):
@@ -20,6 +21,19 @@ class ErrorBody(WireModel):
     error: str
     code: str | None = None
     param: str | None = Field(default=None, description="The request field at fault, where there is one.")
+
+
+class OpenAIError(WireModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(WireModel):
+    """Every error on the routes that OpenAI's clients use."""
+
+    error: OpenAIError
 
 
 class CliConfig(WireModel):
@@ -99,10 +113,30 @@ class Model(WireModel):
     name: str = Field(description="What `config.model` and `baseModel` accept, in any case.")
 
 
-class ModelList(WireModel):
+class OpenAIModel(WireModel):
+    """A model as OpenAI's clients list it; in snake_case, as they do."""
+
+    id: str = Field(description="What `model` accepts: a base model, `<jobId>`, or `<jobId>:<step>`.")
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix seconds; 0 for base models, which were not made here.")
+    owned_by: str = Field(alias="owned_by", description="The organisation of an adapter.")
+
+
+class OpenAIModelList(WireModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
+class ModelList(OpenAIModelList):
+    """OpenAI's list, and besides it the base models alone, which are what jobs may name."""
+
     models: list[Model]
 
 
 class Health(WireModel):
     status: str
     checks: dict[str, str] = {}
+
+
+class RunList(WireModel):
+    runs: list[Run]

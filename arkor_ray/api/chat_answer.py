@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from arkor_ray.api.assistant_turn import AssistantTurn, call_delta
 from arkor_ray.api.error_handlers import public_error
 from arkor_ray.api.sse import DONE_FRAME, frame
 from arkor_ray.errors import InternalError, ServiceUnavailableError
@@ -64,7 +65,7 @@ class ChatAnswer:
                     if item["type"] == "delta":
                         yield self._chunk({"content": item["text"]}, None, usage)
                     elif item["type"] == "tool_call_delta":
-                        yield self._chunk({"tool_calls": [_call_delta(item)]}, None, usage)
+                        yield self._chunk({"tool_calls": [call_delta(item)]}, None, usage)
                     elif item["type"] == "end":
                         end = item
                 if end is None:
@@ -84,24 +85,15 @@ class ChatAnswer:
 
         The text is None where the answer is calls of tools and nothing else.
         """
-        text: list[str] = []
-        calls: list[dict[str, Any]] = []
+        turn = AssistantTurn()
         end: dict[str, Any] | None = None
         async with aclosing(self._items):
             async for item in self._items:
-                if item["type"] == "delta":
-                    text.append(item["text"])
-                elif item["type"] == "tool_call_delta" and "name" in item:
-                    calls.append({key: value for key, value in _call_delta(item).items() if key != "index"})
-                elif item["type"] == "tool_call_delta":
-                    calls[item["index"]]["function"]["arguments"] += item["arguments"]
-                elif item["type"] == "end":
+                if not turn.add(item) and item["type"] == "end":
                     end = item
         if end is None:
             raise InternalError("The generation stopped without an end")
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(text)}
-        if calls:
-            message = {"role": "assistant", "content": message["content"] or None, "tool_calls": calls}
+        message = turn.message
         return {
             **self._head,
             "object": "chat.completion",
@@ -113,11 +105,3 @@ class ChatAnswer:
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None, usage: dict[str, None]) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         return frame({**self._head, "object": "chat.completion.chunk", "choices": [choice], **usage})
-
-
-def _call_delta(item: dict[str, Any]) -> dict[str, Any]:
-    """A piece of a call in OpenAI's shape; the first of a call has its id and name."""
-    if "name" not in item:
-        return {"index": item["index"], "function": {"arguments": item["arguments"]}}
-    function = {"name": item["name"], "arguments": item["arguments"]}
-    return {"index": item["index"], "id": item["id"], "type": "function", "function": function}

@@ -13,6 +13,7 @@ from arkor_ray.api.endpoint_directory import EndpointDirectory
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
 from arkor_ray.api.last_used import LastUsed
 from arkor_ray.api.readiness import Readiness
+from arkor_ray.api.run_store import RunStore
 from arkor_ray.db import identities, projects
 from arkor_ray.db.identities import Caller
 from arkor_ray.db.session import Database
@@ -34,6 +35,7 @@ class Services:
     logs: DriverLogs | None
     last_used: LastUsed
     endpoints: EndpointDirectory
+    runs: RunStore
     readiness: Readiness
 
 

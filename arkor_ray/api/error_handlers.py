@@ -1,4 +1,4 @@
-"""Errors as the contract's envelope, on every route and for every cause.
+"""Errors as the contract's envelope, on every route and for every cause; on OpenAI's routes as OpenAI's envelope.
 
 A 4xx carries the sentence that was raised. A 5xx that nobody wrote for users says only that it happened and under which
 number the server's log has the rest.
@@ -13,7 +13,7 @@ from typing import Any, cast
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,7 +32,15 @@ from arkor_ray.schemas.base import invalid_request
 
 logger = logging.getLogger(__name__)
 
-# The database is away, or too busy to be reached: worth another try, unlike its other errors.
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/models", "/e/")  # what their clients read, and what they read of an error
+
+
+def described(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """For the description of the API: errors that have `body`."""
+    return {
+        "4XX": {"model": body, "description": "A request that cannot be served"},
+        "5XX": {"model": body, "description": "A fault or a part that is away; worth another try"},
+    }
 
 
 def install(app: FastAPI) -> None:
@@ -44,17 +52,19 @@ def install(app: FastAPI) -> None:
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         # The framework's own: no such route, a method that the route lacks (its Allow header stays), an unreadable body.
-        return error_response(_framework_error(request, error), dict(error.headers or {}))
-    return error_response(public_error(error))
+        return error_response(_framework_error(request, error), request.scope, dict(error.headers or {}))
+    return error_response(public_error(error), request.scope)
 
 
-def error_response(error: ArkorError, headers: dict[str, str] | None = None) -> JSONResponse:
+def error_response(error: ArkorError, scope: Scope, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer that `error` is to the request of `scope`."""
     headers = headers or {}
     if error.http_status == 401:
         headers.setdefault("WWW-Authenticate", "Bearer")
     if error.retry_after is not None:
         headers.setdefault("Retry-After", str(max(1, round(error.retry_after))))
-    return JSONResponse(error.to_wire(), error.http_status, headers)
+    body = error.to_openai() if scope["path"].startswith(OPENAI_PATHS) else error.to_wire()
+    return JSONResponse(body, error.http_status, headers)
 
 
 def public_error(error: Exception) -> ArkorError:
@@ -122,4 +132,4 @@ class CatchAll:
         except Exception as error:
             if started or scope["type"] != "http":
                 raise  # too late for a status: the connection must end as broken
-            await error_response(public_error(error))(scope, receive, send)
+            await error_response(public_error(error), scope)(scope, receive, send)

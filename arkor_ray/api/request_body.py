@@ -54,7 +54,7 @@ class BodyLimit:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = PayloadTooLargeError(f"The body is larger than {self._max_bytes} bytes, the limit of this server")
         # The rest of the body stays unread, so the connection cannot be used again.
-        await error_response(error, {"Connection": "close"})(scope, receive, send)
+        await error_response(error, scope, {"Connection": "close"})(scope, receive, send)
 
 
 class StrictJsonRoute(APIRoute):

@@ -28,18 +28,21 @@ def frame(data: Any, *, event: str | None = None, id: int | None = None) -> byte
 
 
 PING_FRAME = frame({}, event=PING)
+COMMENT_FRAME = b": ping\n\n"  # a ping for readers that take every frame with data for content
 END_FRAME = frame({}, event=END)
 DONE_FRAME = b"data: [DONE]\n\n"  # OpenAI's end of a stream, which is not JSON
 
 
-async def with_pings(frames: AsyncGenerator[bytes], every_s: float = PING_S) -> AsyncGenerator[bytes]:
+async def with_pings(
+    frames: AsyncGenerator[bytes], every_s: float = PING_S, ping: bytes = PING_FRAME
+) -> AsyncGenerator[bytes]:
     """`frames`, and a ping whenever none came for `every_s`. Closes `frames` when it is closed itself."""
     waiting: asyncio.Future[bytes] | None = None
     try:
         while True:
             waiting = asyncio.ensure_future(anext(frames))
             while not (await asyncio.wait({waiting}, timeout=every_s))[0]:
-                yield PING_FRAME
+                yield ping
             try:
                 chunk = waiting.result()
             except StopAsyncIteration:
@@ -57,8 +60,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncGenerator[bytes]) -> None:
-        self._frames = with_pings(frames)
+    def __init__(self, frames: AsyncGenerator[bytes], ping: bytes = PING_FRAME) -> None:
+        self._frames = with_pings(frames, PING_S, ping)
         # Caches and buffering proxies would keep the reader waiting for what happens now.
         super().__init__(self._frames, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 

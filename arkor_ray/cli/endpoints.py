@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
+from rich.markup import escape
 
 from arkor_ray.cli.checkpoints import Final, Step, chosen
 from arkor_ray.cli.connection import ApiUrl, AsJson, ProjectSlug, connect
@@ -123,7 +125,7 @@ def update(
 
 @app.command()
 def delete(endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None) -> None:
-    """Delete an endpoint and its keys; its slug is free afterwards."""
+    """Delete an endpoint, its keys and its stored runs; its slug is free afterwards."""
     with connect(api_url, project) as client:
         client.delete_endpoint(endpoint_id)
     print(f"Deleted endpoint {endpoint_id}")
@@ -182,6 +184,51 @@ def revoke_key(
     with connect(api_url, project) as client:
         client.revoke_endpoint_key(endpoint_id, key_id)
     print(f"Revoked key {key_id}")
+
+
+@app.command()
+def runs(
+    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="The endpoint's id or slug.")],
+    limit: Annotated[int, typer.Option(help="How many of the newest to list.", min=1, max=200)] = 20,
+    export: Annotated[
+        Path | None, typer.Option(help="Write all of them to this file as JSONL, to train on.", show_default=False)
+    ] = None,
+    api_url: ApiUrl = None,
+    project: ProjectSlug = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what an endpoint was asked and answered, newest first, or export it as a data set."""
+    with connect(api_url, project) as client:
+        endpoint_id = next((each.id for each in client.list_endpoints() if each.slug == endpoint), endpoint)
+        if export is not None:
+            path = client.export_runs(endpoint_id, export)
+            print_json({"path": str(path)}) if as_json else print(path)
+            return
+        listed = client.list_runs(endpoint_id, limit=limit)
+    if as_json:
+        print_json(listed)
+        return
+    rows = [
+        (
+            each.id,
+            _excerpt(each.messages[-1]),
+            _excerpt(each.answer),
+            each.finish_reason,
+            str(each.usage["total_tokens"]),
+            f"{each.latency_ms} ms",
+            age(each.created_at),
+        )
+        for each in listed
+    ]
+    columns = ("RUN", "ASKED", "ANSWERED", "END", "TOKENS", "TOOK", "AT")
+    print_table(columns, rows, empty="This endpoint has stored no run yet.")
+
+
+def _excerpt(message: dict[str, Any]) -> str:
+    """The beginning of a message's text on one line, or the functions that it calls."""
+    called = ", ".join(str(call.get("function", {}).get("name")) for call in message.get("tool_calls") or [])
+    text = " ".join(str(message.get("content") or "").split()) or called
+    return escape(text if len(text) <= 40 else f"{text[:39]}…")
 
 
 def _show(endpoint: Endpoint, as_json: bool) -> None:

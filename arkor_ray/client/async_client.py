@@ -15,6 +15,7 @@ from arkor_ray.client.adapter_download import AdapterFolder
 from arkor_ray.client.calls import AdapterDetail, AdapterRef, Call, Flow, JobDetail
 from arkor_ray.client.event_stream import NAMED_JOB_STATUSES, EventFollower
 from arkor_ray.client.inference import aiter_text
+from arkor_ray.client.run_export import whole_file
 from arkor_ray.client.session import LIMITS, Session, ensure_project
 from arkor_ray.errors import ArkorError
 from arkor_ray.schemas.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ from arkor_ray.schemas.event import Event
 from arkor_ray.schemas.identity import AnonymousToken, IssuedToken, Me, Token
 from arkor_ray.schemas.job import Job
 from arkor_ray.schemas.project import Project
+from arkor_ray.schemas.run import Run
 
 T = TypeVar("T")
 
@@ -260,6 +262,21 @@ class AsyncClient:
 
     async def revoke_endpoint_key(self, endpoint_id: str, key_id: str) -> None:
         await self.send(calls.revoke_endpoint_key(endpoint_id, key_id))
+
+    async def list_runs(self, endpoint_id: str, *, limit: int = 50, before: str | None = None) -> list[Run]:
+        return await self.send(calls.list_runs(endpoint_id, limit, before))
+
+    async def export_runs(self, endpoint_id: str, path: Path | str) -> Path:
+        with whole_file(Path(path)) as file:
+            response = await self.open(calls.export_runs(endpoint_id))
+            try:
+                async for chunk in response.aiter_bytes():
+                    file.write(chunk)
+            except httpx.HTTPError as error:
+                raise self.session.unreachable(error) from error
+            finally:
+                await response.aclose()
+        return Path(path)
 
     # The service
 

@@ -22,6 +22,7 @@ from arkor_ray.schemas.event import Event
 from arkor_ray.schemas.identity import AnonymousToken, IssuedToken, Me, Token
 from arkor_ray.schemas.job import Job
 from arkor_ray.schemas.project import Project
+from arkor_ray.schemas.run import Run
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -222,6 +223,16 @@ def create_endpoint_key(endpoint_id: str, label: str) -> Call[IssuedEndpointKey]
 
 def revoke_endpoint_key(endpoint_id: str, key_id: str) -> Call[None]:
     return Call("DELETE", f"{_endpoint_path(endpoint_id)}/keys/{_part(key_id)}", _nothing)
+
+
+def list_runs(endpoint_id: str, limit: int, before: str | None) -> Call[list[Run]]:
+    params = _without_none({"limit": str(limit), "before": before})
+    return Call("GET", f"{_endpoint_path(endpoint_id)}/runs", _models(Run, "runs"), params=params)
+
+
+def export_runs(endpoint_id: str) -> Call[None]:
+    """All runs as JSONL; the caller reads the body."""
+    return Call("GET", f"{_endpoint_path(endpoint_id)}/runs/export", _nothing, timeout=PATIENT)
 
 
 def target_of(job_id: str | None, step: AdapterRef, base_model: str | None) -> dict[str, Any] | None:

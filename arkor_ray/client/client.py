@@ -16,6 +16,7 @@ from arkor_ray.client.adapter_download import AdapterFolder
 from arkor_ray.client.calls import AdapterDetail, AdapterRef, Call, Flow, JobDetail
 from arkor_ray.client.event_stream import NAMED_JOB_STATUSES, EventFollower
 from arkor_ray.client.inference import iter_text
+from arkor_ray.client.run_export import whole_file
 from arkor_ray.client.session import LIMITS, Session, ensure_project
 from arkor_ray.errors import ArkorError
 from arkor_ray.schemas.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from arkor_ray.schemas.event import Event
 from arkor_ray.schemas.identity import AnonymousToken, IssuedToken, Me, Token
 from arkor_ray.schemas.job import Job
 from arkor_ray.schemas.project import Project
+from arkor_ray.schemas.run import Run
 
 T = TypeVar("T")
 
@@ -290,6 +292,23 @@ class Client:
 
     def revoke_endpoint_key(self, endpoint_id: str, key_id: str) -> None:
         self.send(calls.revoke_endpoint_key(endpoint_id, key_id))
+
+    def list_runs(self, endpoint_id: str, *, limit: int = 50, before: str | None = None) -> list[Run]:
+        """What the endpoint was asked and answered, newest first; `before` is the id of the last run of a page."""
+        return self.send(calls.list_runs(endpoint_id, limit, before))
+
+    def export_runs(self, endpoint_id: str, path: Path | str) -> Path:
+        """All runs of the endpoint as JSONL, oldest first, which a job takes as its data set. `path` appears whole."""
+        with whole_file(Path(path)) as file:
+            response = self.open(calls.export_runs(endpoint_id))
+            try:
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+            except httpx.HTTPError as error:
+                raise self.session.unreachable(error) from error
+            finally:
+                response.close()
+        return Path(path)
 
     # The service
 

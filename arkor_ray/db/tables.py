@@ -212,6 +212,29 @@ class EndpointKeyRow(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class RunRow(Base):
+    """One completed answer of an endpoint. `key_id` is None where the endpoint asked for no key."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("endpoints.id", ondelete="CASCADE"))
+    key_id: Mapped[str | None] = mapped_column(String(36))
+    model: Mapped[str] = mapped_column(Text)
+    messages: Mapped[list[Any]]
+    tools: Mapped[list[Any] | None]
+    answer: Mapped[dict[str, Any]]
+    finish_reason: Mapped[str] = mapped_column(String(32))
+    prompt_tokens: Mapped[int] = mapped_column(Integer)
+    completion_tokens: Mapped[int] = mapped_column(Integer)
+    latency_ms: Mapped[int] = mapped_column(Integer)
+    first_token_ms: Mapped[int | None] = mapped_column(Integer)
+    system_fingerprint: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+
+    __table_args__ = (Index(None, "endpoint_id", "created_at", "id"),)
+
+
 class CounterRow(Base):
     """A number that only grows, raised in the transaction whose change it counts; the rows are made by migrations."""
 

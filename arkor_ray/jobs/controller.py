@@ -14,7 +14,7 @@ import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from arkor_ray.db import jobs, leases
+from arkor_ray.db import jobs, leases, runs
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
 from arkor_ray.errors import ModelError, ServiceUnavailableError
@@ -35,6 +35,8 @@ NAME = "arkor-controller"
 LEASE = "controller"
 TURN_S = 0.5
 LEASE_S = 5.0
+SWEEP_S = 60.0  # how often stored runs are swept
+SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
 
 
 class Reconciler:
@@ -47,6 +49,7 @@ class Reconciler:
         self._serving = serving
         self._holder = str(uuid.uuid4())
         self._limits = decision.Limits(settings.job_max_retries, settings.cancel_grace_s)
+        self._next_sweep = 0.0
 
     def turn(self) -> bool:
         """Looks at every open job once. False if another controller holds the lease."""
@@ -65,6 +68,7 @@ class Reconciler:
                 logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
                 continue
             free -= launched
+        self._sweep_runs()
         return True
 
     def release(self) -> None:
@@ -93,6 +97,17 @@ class Reconciler:
                 with self._db.write() as session:
                     jobs.mark_stopped(session, job.id)
         return False
+
+    def _sweep_runs(self) -> None:
+        """Deletes runs that endpoints no longer keep, now and then."""
+        now = time.monotonic()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + SWEEP_S  # also when it fails: jobs come first
+        with self._db.write() as session:
+            swept = runs.sweep(session, utcnow(), SWEPT_RUNS)
+        if swept == SWEPT_RUNS:
+            self._next_sweep = now
 
     def _launch(self, job: JobRow, attempt: int) -> bool:
         # The claim comes first: if we die after it, the next turn finds no such submission and launches attempt + 1.

@@ -63,8 +63,9 @@ class FakeGateway:
         self.running = 0
         self.answer("Hello", " there")
 
-    def answer(self, *pieces: str | dict[str, Any], finish_reason: str = "stop") -> None:
-        """With pieces of text, or items as they are."""
+    def answer(self, *pieces: str | dict[str, Any], finish_reason: str = "stop", pause_s: float = 0) -> None:
+        """With pieces of text, or items as they are; `pause_s` before each text."""
+        self._pause_s = pause_s
         usage = {"prompt_tokens": 9, "completion_tokens": len(pieces), "total_tokens": 9 + len(pieces)}
         self._script: list[Any] = [
             {"type": "start", "prompt_tokens": 9, "system_fingerprint": "fp-1"},
@@ -114,6 +115,8 @@ class FakeGateway:
                     await asyncio.Event().wait()
                 if isinstance(item, Exception):
                     raise item
+                if item["type"] == "delta":
+                    await asyncio.sleep(self._pause_s)
                 yield item
         finally:
             self.running -= 1
@@ -139,6 +142,7 @@ def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail)
     made = create_app(settings, db, gateway, tail, logs=FakeLogs())
     yield made
     made.state.services.endpoints.close()
+    made.state.services.runs.close()
     made.state.services.last_used.close()
 
 

@@ -28,7 +28,7 @@ def assert_envelope(answer: httpx.Response, status: int, code: str) -> dict[str,
 
 
 async def test_unknown_route_is_404(user: User) -> None:
-    for path in ("/v1/nothing", "/v1/endpoint", "/"):
+    for path in ("/v1/nothing", "/v1/completions", "/"):
         assert_envelope(await user.get(path), 404, "not_found")
 
 

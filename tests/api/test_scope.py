@@ -49,6 +49,8 @@ ENDPOINT_CALLS = [
     ("GET", "/v1/endpoints/ENDPOINT_ID/keys", None),
     ("POST", "/v1/endpoints/ENDPOINT_ID/keys", {"label": "x"}),
     ("DELETE", "/v1/endpoints/ENDPOINT_ID/keys/none", None),
+    ("GET", "/v1/endpoints/ENDPOINT_ID/runs", None),
+    ("GET", "/v1/endpoints/ENDPOINT_ID/runs/export", None),
 ]
 THING_CALLS = [*JOB_CALLS, *ENDPOINT_CALLS]
 

@@ -268,6 +268,40 @@ def test_endpoint_keys(run, job):
     assert key["enabled"] is False
 
 
+def test_endpoint_runs_by_slug_or_id(run, fake, job):
+    run("endpoints", "create", "triage", "--base", "tiny")
+    assert "no run" in run("endpoints", "runs", "triage").stdout
+    fake.answer_at_endpoint("is [this] on\none line? " + "x" * 100)
+    fake.answer_at_endpoint("later", content=None, tool_calls=[{"function": {"name": "look_up"}}])
+    for named in ("triage", "e1"):
+        shown = run("endpoints", "runs", named).stdout
+        assert "is [this] on one line? xxx" in shown and "x" * 50 not in shown
+        assert "look_up" in shown and "20 ms" in shown and shown.index("later") < shown.index("this")
+    (newest,) = json.loads(run("endpoints", "runs", "triage", "--limit", 1, "--json").stdout)
+    assert newest["id"] == "r2" and newest["usage"]["total_tokens"] == 11
+    assert run("endpoints", "runs", "nonesuch").stderr == "error: no such endpoint\n"
+
+
+def test_endpoint_runs_exported_are_a_data_set(run, fake, job, tmp_path):
+    run("endpoints", "create", "triage", "--base", "tiny")
+    fake.answer_at_endpoint("hi")
+    file = tmp_path / "new" / "runs.jsonl"
+    assert run("endpoints", "runs", "triage", "--export", file).stdout == f"{file}\n"
+    assert json.loads(file.read_text()) == {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fine"}]
+    }
+
+
+def test_export_that_breaks_off_leaves_the_file_as_it_was(run, fake, job, tmp_path):
+    run("endpoints", "create", "triage", "--base", "tiny")
+    file = tmp_path / "runs.jsonl"
+    file.write_text("before")
+    fake.export_breaks = True
+    result = run("endpoints", "runs", "triage", "--export", file)
+    assert result.exit_code == 1 and "Cannot reach" in result.stderr
+    assert file.read_text() == "before" and [each.name for each in tmp_path.glob("*runs.jsonl*")] == ["runs.jsonl"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -51,6 +51,8 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self.issued: list[dict[str, Any]] = []
         self.endpoints: dict[str, dict[str, Any]] = {}
         self.endpoint_keys: dict[str, list[dict[str, Any]]] = {}
+        self.runs: list[dict[str, Any]] = []
+        self.export_breaks = False
         self.answer: Callable[[dict[str, Any]], str] = lambda body: "fine"
         self.stream_pieces = 2
         self._script: list[Callable[[FakeJob], None]] = []
@@ -72,6 +74,18 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         if type in TERMINAL:
             job.wire |= {"status": TERMINAL[type], "completedAt": data["timestamp"], "error": fields.get("error")}
             job.ended = True
+
+    def answer_at_endpoint(self, asked: str, **answer: Any) -> dict[str, Any]:
+        """A run that is stored."""
+        run = {
+            "id": f"r{len(self.runs) + 1}", "endpointId": "e1", "keyId": None, "model": "tiny", "createdAt": now(),
+            "messages": [{"role": "user", "content": asked}], "tools": None,
+            "answer": {"role": "assistant", "content": "fine", **answer}, "finishReason": "stop",
+            "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}, "latencyMs": 20,
+            "firstTokenMs": 10, "systemFingerprint": "fp",
+        }  # fmt: skip
+        self.runs.append(run)
+        return run
 
     def emit_started(self, job: FakeJob) -> None:
         self.emit(job, "training.started", metadata={"total_steps": 4})
@@ -154,7 +168,7 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         if parts[1] == "inference":
             return self._chat(body)
         if parts[1] == "endpoints":
-            return self._endpoint_routes(request.method, body, parts[2:])
+            return self._endpoint_routes(request.method, dict(request.url.params), body, parts[2:])
         return self._job_routes(request, org, body, parts[2:])
 
     def _auth(self, parts: list[str]) -> httpx.Response:
@@ -197,7 +211,9 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         owner = {"org": {"id": "o", "slug": org, "name": org}, "user": {"id": "u", "kind": "user"}}
         return httpx.Response(201, json={**token, **owner})
 
-    def _endpoint_routes(self, method: str, body: dict[str, Any], parts: list[str]) -> httpx.Response:
+    def _endpoint_routes(
+        self, method: str, query: dict[str, str], body: dict[str, Any], parts: list[str]
+    ) -> httpx.Response:
         if not parts:
             if method == "GET":
                 return httpx.Response(200, json={"deployments": list(reversed(self.endpoints.values()))})
@@ -221,6 +237,15 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
             case "DELETE", []:
                 del self.endpoints[parts[0]]
                 return httpx.Response(204)
+            case "GET", ["runs"]:
+                newest = list(reversed(self.runs))
+                at = [run["id"] for run in newest].index(query["before"]) + 1 if "before" in query else 0
+                return httpx.Response(200, json={"runs": newest[at : at + int(query["limit"])]})
+            case "GET", ["runs", "export"]:
+                if self.export_breaks:
+                    return httpx.Response(200, stream=_BrokenStream())
+                rows = [{"messages": [*run["messages"], run["answer"]]} for run in self.runs]
+                return httpx.Response(200, content="".join(f"{json.dumps(row)}\n" for row in rows).encode())
             case "GET", ["keys"]:
                 return httpx.Response(200, json={"keys": keys})
             case "POST", ["keys"]:
@@ -291,6 +316,16 @@ class FakeService(httpx.BaseTransport, httpx.AsyncBaseTransport):
         frames = [f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': p}}]})}\n\n" for p in pieces]
         content = "".join([*frames, "data: [DONE]\n\n"])
         return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=content.encode())
+
+
+class _BrokenStream(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        yield b'{"messages": ['
+        raise httpx.ReadError("connection reset by peer")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self:
+            yield chunk
 
 
 class _EventStream(httpx.SyncByteStream, httpx.AsyncByteStream):

@@ -271,6 +271,11 @@ def test_the_async_client_does_the_same(fake, home, project_dir, tmp_path):
             endpoint = await client.create_endpoint("triage", job_id=job.id)
             key = await client.create_endpoint_key(endpoint.id, "ci")
             await client.revoke_endpoint_key(endpoint.id, key.id)
+            first, second = fake.answer_at_endpoint("one"), fake.answer_at_endpoint("two")
+            assert [run.id for run in await client.list_runs(endpoint.id, limit=1)] == [second["id"]]
+            assert [run.id for run in await client.list_runs(endpoint.id, before=second["id"])] == [first["id"]]
+            exported = await client.export_runs(endpoint.id, project_dir / "runs.jsonl")
+            assert len(exported.read_text().splitlines()) == 2
             assert [each.enabled for each in await client.list_endpoint_keys(endpoint.id)] == [False]
             assert (await client.update_endpoint(endpoint.id, enabled=False)).enabled is False
             assert await client.list_endpoints() == [await client.get_endpoint(endpoint.id)]

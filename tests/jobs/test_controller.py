@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
+from arkor_ray.db import runs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import Base, EventRow, JobRow, LeaseRow
+from arkor_ray.db.tables import Base, CounterRow, EventRow, JobRow, LeaseRow, RunRow
 from arkor_ray.events import publisher
 from arkor_ray.jobs import controller
 from arkor_ray.jobs.controller import Reconciler
@@ -17,6 +18,7 @@ from arkor_ray.jobs.launcher import submission_id
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.settings import Settings
+from tests.db.endpoint_rows import publish, run_of
 from tests.db.factories import create_job
 
 
@@ -200,3 +202,46 @@ def test_one_job_that_cannot_be_advanced_does_not_hold_up_the_others(db, reconci
 def finish(db: Database, job_id: str, status: JobStatus) -> None:
     with db.write() as session:
         assert publisher.finish(session, job_id, status, type=f"training.{status.value}", fields={})
+
+
+def count_runs(db: Database) -> int:
+    with db.read() as session:
+        return session.query(RunRow).count()
+
+
+def store_old_runs(db: Database, count: int) -> None:
+    with db.write() as session:
+        session.merge(CounterRow(name="endpoints", value=0))
+    endpoint = publish(db, f"kept-for-a-day-{count}", "days", 1)
+    with db.write() as session:
+        runs.add_all(session, [run_of(endpoint, utcnow() - timedelta(days=2)) for _ in range(count)])
+
+
+def test_old_runs_are_swept_some_a_turn_until_none_is_left_and_then_only_now_and_then(
+    db, reconciler, settings, launcher, monkeypatch
+):
+    monkeypatch.setattr(controller, "SWEPT_RUNS", 2)
+    store_old_runs(db, 5)
+    left = []
+    for _ in range(4):
+        reconciler.turn()
+        left.append(count_runs(db))
+    assert left == [3, 1, 0, 0]
+    store_old_runs(db, 1)
+    reconciler.turn()
+    assert count_runs(db) == 1, "the next sweep is a minute away"
+    reconciler.release()
+    Reconciler(settings, db, launcher).turn()
+    assert count_runs(db) == 0, "one that has just started does not know when the last one was"
+
+
+def test_a_sweep_that_fails_holds_up_no_job(db, reconciler, launcher, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no such table")
+
+    monkeypatch.setattr(runs, "sweep", refuse)
+    job_id = create_job(db)
+    with pytest.raises(RuntimeError):
+        reconciler.turn()
+    reconciler.turn()
+    assert launcher.submitted == [f"{job_id}-1"]

@@ -35,7 +35,7 @@ async def update_endpoint(
     return EndpointAnswer(endpoint=await service.update(services, scope, endpoint_id, body))
 
 
-@router.delete("/{endpoint_id}", status_code=204, summary="Delete an endpoint and its keys")
+@router.delete("/{endpoint_id}", status_code=204, summary="Delete an endpoint, its keys and its runs")
 def delete_endpoint(services: ServicesDep, scope: ScopeDep, endpoint_id: str) -> None:
     service.delete(services, scope, endpoint_id)
 
