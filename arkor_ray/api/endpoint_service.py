@@ -163,7 +163,7 @@ def _resolve(
         except (ConflictError, NotFoundError) as error:
             raise type(error)(error.message, param="target.adapter") from error
         named = adapter.model_dump(by_alias=True, include={"kind", "job_id", "step"})
-        columns = {"target": {"kind": "adapter", "adapter": named}, "adapter_id": row.adapter_id}
+        columns: dict[str, Any] = {"target": {"kind": "adapter", "adapter": named}, "adapter_id": row.adapter_id}
         manifest = CheckpointManifest.model_validate(row.manifest)
         return _Resolved(columns, row.base_model, row.base_precision, manifest)
     try:
