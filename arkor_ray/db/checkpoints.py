@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from arkor_ray.db.tables import CheckpointRow, JobRow, MemberRow, OrgRow
@@ -45,18 +45,19 @@ def find(session: Session, job_id: str, step: int | None) -> CheckpointRow | Non
     return session.scalar(select(CheckpointRow).where(CheckpointRow.job_id == job_id, which))
 
 
-def newest_of_member(session: Session, identity_id: str, limit: int) -> Sequence[Row[tuple[CheckpointRow, str]]]:
+def newest_of_member(session: Session, identity_id: str, limit: int) -> Sequence[tuple[CheckpointRow, str]]:
     """The newest adapters of all organisations of the identity, each with its organisation's slug."""
     member = select(MemberRow.org_id).where(MemberRow.identity_id == identity_id)
     newest_first = (CheckpointRow.created_at.desc(), CheckpointRow.adapter_id)
-    return session.execute(_with_org().where(JobRow.org_id.in_(member)).order_by(*newest_first).limit(limit)).all()
+    query = _with_org().where(JobRow.org_id.in_(member)).order_by(*newest_first).limit(limit)
+    return session.execute(query).tuples().all()
 
 
-def with_org(session: Session, adapter_id: str) -> Row[tuple[CheckpointRow, str]]:
+def with_org(session: Session, adapter_id: str) -> tuple[CheckpointRow, str]:
     """An adapter that exists, with its organisation's slug."""
-    return session.execute(_with_org().where(CheckpointRow.adapter_id == adapter_id)).one()
+    return session.execute(_with_org().where(CheckpointRow.adapter_id == adapter_id)).tuples().one()
 
 
-def _with_org() -> Select[tuple[CheckpointRow, str]]:
+def _with_org() -> Select[CheckpointRow, str]:
     query = select(CheckpointRow, OrgRow.slug).join(JobRow, JobRow.id == CheckpointRow.job_id)
     return query.join(OrgRow, OrgRow.id == JobRow.org_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from arkor_ray.client.event_stream import EventFollower
 
 pytest.importorskip("fastapi", reason="needs the extra 'server'")
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'server'")
+openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
 
 from arkor_ray.api import sse  # noqa: E402
 from tests.api.conftest import MODEL, app, db, gateway, settings, tail, training  # noqa: E402, F401
@@ -131,6 +133,21 @@ def test_endpoint_from_its_publication_to_its_end(service, training, gateway):  
     assert [key.enabled for key in service.list_endpoint_keys(endpoint.id)] == [False]
     service.delete_endpoint(endpoint.id)
     assert service.list_endpoints() == []
+
+
+def test_what_an_endpoint_answered_comes_back_as_a_data_set(service, tmp_path):
+    endpoint = service.create_endpoint("triage", base_model=MODEL, auth_mode="none")
+    with openai.OpenAI(base_url=f"{service.base_url}/e/triage/v1", api_key="-") as client:
+        for stream in (False, True):
+            answer = client.chat.completions.create(model="", messages=MESSAGES, stream=stream)
+            if stream:
+                assert "".join(chunk.choices[0].delta.content or "" for chunk in answer) == "Hello there"
+    while len(runs := service.list_runs(endpoint.id)) < 2:
+        time.sleep(0.01)
+    assert [run.id for run in service.list_runs(endpoint.id, before=runs[0].id)] == [runs[1].id]
+    exported = service.export_runs(endpoint.id, tmp_path / "runs.jsonl").read_text().splitlines()
+    conversation = [*MESSAGES, {"role": "assistant", "content": "Hello there"}]
+    assert [json.loads(line) for line in exported] == [{"messages": conversation}] * 2
 
 
 def test_identity_tokens_projects_and_models(service):
