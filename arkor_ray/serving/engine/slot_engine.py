@@ -317,7 +317,7 @@ class SlotEngine:
         if ready:
             drawn = [sequences[row] for row in ready]
             logits = logits if len(drawn) == len(sequences) else logits[ready]
-            tokens = sample(logits, [s.sampler for s in drawn], [s.mask and s.mask.result() for s in drawn])
+            tokens = sample(logits, [s.sampler for s in drawn], [s.mask.result() if s.mask else None for s in drawn])
             self._accept(drawn, tokens)
 
     def _ask_mask(self, sequence: Sequence) -> None:
