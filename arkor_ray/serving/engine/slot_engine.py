@@ -31,6 +31,7 @@ _IDLE_WAIT_S = 0.05  # how often waiting requests are looked at when nothing run
 _UNHEALTHY_AFTER = 3  # failed steps in a row
 _MASK_WAIT_S = 0.02  # how long a step waits for grammar masks; a row whose mask is later sits that step out
 _MASK_LIMIT_S = 5.0  # a row whose mask takes longer fails
+_MASKS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class SlotEngine:
             return asyncio.run_coroutine_threadsafe(self._read(request.adapter_id or ""), loop)
 
         sequence = Sequence(request, emit, reread, time.monotonic(), scoring=scoring, packed=packed)
-        self._ask_mask(sequence)
+        self._ask_masks([sequence])
         self._post(lambda: self._batcher.add(sequence))
         return events, sequence
 
@@ -320,13 +321,17 @@ class SlotEngine:
             tokens = sample(logits, [s.sampler for s in drawn], [s.mask.result() if s.mask else None for s in drawn])
             self._accept(drawn, tokens)
 
-    def _ask_mask(self, sequence: Sequence) -> None:
-        """Has the next mask computed in another thread, while the model computes the logits."""
-        if sequence.request.grammar is not None:
-            sequence.mask, sequence.mask_asked = self._maskers.submit(sequence.request.grammar.mask), time.monotonic()
+    def _ask_masks(self, sequences: list[Sequence]) -> None:
+        """Has their next masks computed in other threads, while the model computes the logits."""
+        bound = [s for s in sequences if s.request.grammar is not None]
+        for sequence in bound:
+            sequence.mask, sequence.mask_asked = Future(), time.monotonic()
+        # Several to a thread: to hand a mask over takes longer than to compute most of them.
+        for start in range(0, len(bound), _MASKS_PER_THREAD):
+            self._maskers.submit(_compute_masks, bound[start : start + _MASKS_PER_THREAD])
 
     def _accept(self, sequences: list[Sequence], tokens: list[int | None]) -> None:
-        done = []
+        done, going = [], []
         for sequence, token in zip(sequences, tokens, strict=True):
             if token is None:
                 name = sequence.request.adapter_id or "the base model"
@@ -342,10 +347,8 @@ class SlotEngine:
             sequence.tokens.append(token)
             self._counters.generated_tokens += 1
             sequence.emit(TokenEvent(token, reason))
-            if reason is None:
-                self._ask_mask(sequence)
-            else:
-                done.append(sequence)
+            (going if reason is None else done).append(sequence)
+        self._ask_masks(going)
         if done:
             self._remove(done)
 
@@ -410,6 +413,15 @@ class SlotEngine:
                 loop.call_soon_threadsafe(_call_all, sends)
             except RuntimeError:  # the loop is closed: nobody is left to hear, and nobody to cancel
                 logger.warning("%d events had no event loop to go to.", len(sends))
+
+
+def _compute_masks(sequences: list[Sequence]) -> None:
+    for sequence in sequences:
+        assert sequence.mask is not None and sequence.request.grammar is not None
+        try:
+            sequence.mask.set_result(sequence.request.grammar.mask())
+        except Exception as error:  # told where the row is drawn
+            sequence.mask.set_exception(error)
 
 
 def _after(sequence: Sequence, token: int) -> FinishReason | None:
