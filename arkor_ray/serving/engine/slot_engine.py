@@ -94,7 +94,16 @@ class SlotEngine:
     async def preload(self, weights: LoraWeights) -> bool:
         packed = await asyncio.get_running_loop().run_in_executor(self._packers, self._pack, weights)
         placed: Future[bool] = Future()
-        self._post(lambda: placed.set_result(self._place_idle(packed)))
+
+        def place() -> None:
+            if not placed.set_running_or_notify_cancel():
+                return  # nobody waits any more; an answer would be an error in the engine's thread
+            try:
+                placed.set_result(self._place_idle(packed))
+            except Exception as error:
+                placed.set_exception(error)
+
+        self._post(place)
         return await asyncio.wrap_future(placed)
 
     async def generate(self, request: GenRequest) -> AsyncIterator[list[TokenEvent]]:
@@ -331,7 +340,8 @@ class SlotEngine:
             self._maskers.submit(_compute_masks, bound[start : start + _MASKS_PER_THREAD])
 
     def _accept(self, sequences: list[Sequence], tokens: list[int | None]) -> None:
-        done, going = [], []
+        done: list[Sequence] = []
+        going: list[Sequence] = []
         for sequence, token in zip(sequences, tokens, strict=True):
             if token is None:
                 name = sequence.request.adapter_id or "the base model"
