@@ -164,14 +164,16 @@ class LLMServer:
                     yield item
                 if reason is not None:
                     break
-        if reason == "stop" and reader.called:
-            reason = "tool_calls"
         usage = {
             "prompt_tokens": len(prompt),
             "completion_tokens": completion,
             "total_tokens": len(prompt) + completion,
         }
-        yield {"type": "end", "finish_reason": reason, "usage": usage}
+        yield {
+            "type": "end",
+            "finish_reason": "tool_calls" if reason == "stop" and reader.called else reason,
+            "usage": usage,
+        }
 
     async def stats(self) -> dict[str, Any]:
         """Rows, slots and counters of the engine, and how many files each tier has answered."""

@@ -31,6 +31,7 @@ _IDLE_WAIT_S = 0.05  # how often waiting requests are looked at when nothing run
 _UNHEALTHY_AFTER = 3  # failed steps in a row
 _MASK_WAIT_S = 0.02  # how long a step waits for grammar masks; a row whose mask is later sits that step out
 _MASK_LIMIT_S = 5.0  # a row whose mask takes longer fails
+_MASKS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,16 @@ class SlotEngine:
     async def preload(self, weights: LoraWeights) -> bool:
         packed = await asyncio.get_running_loop().run_in_executor(self._packers, self._pack, weights)
         placed: Future[bool] = Future()
-        self._post(lambda: placed.set_result(self._place_idle(packed)))
+
+        def place() -> None:
+            if not placed.set_running_or_notify_cancel():
+                return  # nobody waits any more; an answer would be an error in the engine's thread
+            try:
+                placed.set_result(self._place_idle(packed))
+            except Exception as error:
+                placed.set_exception(error)
+
+        self._post(place)
         return await asyncio.wrap_future(placed)
 
     async def generate(self, request: GenRequest) -> AsyncIterator[list[TokenEvent]]:
@@ -203,7 +213,7 @@ class SlotEngine:
             return asyncio.run_coroutine_threadsafe(self._read(request.adapter_id or ""), loop)
 
         sequence = Sequence(request, emit, reread, time.monotonic(), scoring=scoring, packed=packed)
-        self._ask_mask(sequence)
+        self._ask_masks([sequence])
         self._post(lambda: self._batcher.add(sequence))
         return events, sequence
 
@@ -317,16 +327,21 @@ class SlotEngine:
         if ready:
             drawn = [sequences[row] for row in ready]
             logits = logits if len(drawn) == len(sequences) else logits[ready]
-            tokens = sample(logits, [s.sampler for s in drawn], [s.mask and s.mask.result() for s in drawn])
+            tokens = sample(logits, [s.sampler for s in drawn], [s.mask.result() if s.mask else None for s in drawn])
             self._accept(drawn, tokens)
 
-    def _ask_mask(self, sequence: Sequence) -> None:
-        """Has the next mask computed in another thread, while the model computes the logits."""
-        if sequence.request.grammar is not None:
-            sequence.mask, sequence.mask_asked = self._maskers.submit(sequence.request.grammar.mask), time.monotonic()
+    def _ask_masks(self, sequences: list[Sequence]) -> None:
+        """Has their next masks computed in other threads, while the model computes the logits."""
+        bound = [s for s in sequences if s.request.grammar is not None]
+        for sequence in bound:
+            sequence.mask, sequence.mask_asked = Future(), time.monotonic()
+        # Several to a thread: to hand a mask over takes longer than to compute most of them.
+        for start in range(0, len(bound), _MASKS_PER_THREAD):
+            self._maskers.submit(_compute_masks, bound[start : start + _MASKS_PER_THREAD])
 
     def _accept(self, sequences: list[Sequence], tokens: list[int | None]) -> None:
-        done = []
+        done: list[Sequence] = []
+        going: list[Sequence] = []
         for sequence, token in zip(sequences, tokens, strict=True):
             if token is None:
                 name = sequence.request.adapter_id or "the base model"
@@ -342,10 +357,8 @@ class SlotEngine:
             sequence.tokens.append(token)
             self._counters.generated_tokens += 1
             sequence.emit(TokenEvent(token, reason))
-            if reason is None:
-                self._ask_mask(sequence)
-            else:
-                done.append(sequence)
+            (going if reason is None else done).append(sequence)
+        self._ask_masks(going)
         if done:
             self._remove(done)
 
@@ -410,6 +423,15 @@ class SlotEngine:
                 loop.call_soon_threadsafe(_call_all, sends)
             except RuntimeError:  # the loop is closed: nobody is left to hear, and nobody to cancel
                 logger.warning("%d events had no event loop to go to.", len(sends))
+
+
+def _compute_masks(sequences: list[Sequence]) -> None:
+    for sequence in sequences:
+        assert sequence.mask is not None and sequence.request.grammar is not None
+        try:
+            sequence.mask.set_result(sequence.request.grammar.mask())
+        except Exception as error:  # told where the row is drawn
+            sequence.mask.set_exception(error)
 
 
 def _after(sequence: Sequence, token: int) -> FinishReason | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
+import threading
 from collections import Counter
 from typing import Any
 
@@ -108,6 +110,36 @@ async def test_cancelled_reader_does_not_cancel_the_others(llama, tmp_path, make
     go.set()
     assert len(await second) == 4
     assert source.reads == ["a"]
+
+
+async def test_preload_whose_caller_left_or_that_fails_leaves_the_engine_well(
+    llama, tmp_path, make_engine, monkeypatch
+):
+    source = MemorySource({"a": make_adapter(llama, tmp_path / "a", seed=1)})
+    engine = make_engine(llama, source)
+    weights, release = await source.weights("a"), threading.Event()
+    posted: list[Any] = []
+    monkeypatch.setattr(engine, "_post", lambda command: posted.append(command))
+    leaver = asyncio.create_task(engine.preload(weights))
+    await until(lambda: posted)
+    monkeypatch.undo()
+    leaver.cancel()
+    await asyncio.sleep(0)
+    engine._post(posted[0])
+    engine._post(release.set)
+    await asyncio.to_thread(release.wait, 5)
+    assert len(await answer(engine, [9, 8], 4, "a")) == 4
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no room")
+
+    other = dataclasses.replace(weights, adapter_id="b")
+    monkeypatch.setattr(engine._runner.lora, "write", broken)
+    with pytest.raises(RuntimeError, match="no room"):
+        await engine.preload(other)
+    monkeypatch.undo()
+    assert await engine.preload(other)
+    engine.check_health()
 
 
 async def test_failed_read_is_not_remembered(llama, tmp_path, make_engine):
