@@ -419,7 +419,7 @@ async def test_read_that_hangs_is_given_up(
 
 async def test_base_model_that_left_the_catalogue_is_not_served(user: User, settings: Settings, db: Database) -> None:
     await user.create_endpoint(target={"kind": "base_model", "baseModel": "Tiny"})
-    smaller = EndpointDirectory(db, settings.model_copy(update={"models": {}}))
+    smaller = EndpointDirectory(db, Settings.load(data_dir=settings.data_dir))
     with pytest.raises(NotFoundError):
         await smaller.find("triage")
     smaller.close()
