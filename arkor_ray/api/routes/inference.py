@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from arkor_ray.api.chat_answer import ChatAnswer
+from arkor_ray.api.completion import ChatTarget
 from arkor_ray.api.deps import ScopeDep, Services, ServicesDep
 from arkor_ray.api.disconnect import unless_gone
 from arkor_ray.api.request_body import StrictJsonRoute
@@ -37,22 +37,14 @@ async def chat(request: Request, services: ServicesDep, scope: ScopeDep, body: C
     return JSONResponse(await unless_gone(request.receive, answer.whole()))
 
 
-@dataclass(frozen=True)
-class _Target:
-    model: str  # as the user named it
-    base_model: str
-    base_precision: str | None
-    adapter_id: str | None
-
-
-def _find_target(services: Services, project_id: str, body: ChatRequest) -> _Target:
+def _find_target(services: Services, project_id: str, body: ChatRequest) -> ChatTarget:
     if body.adapter is not None:
         with services.db.read() as session:
             job, row = service.find_adapter(session, project_id, body.adapter)
-        return _Target(str(job.config["model"]), row.base_model, row.base_precision, row.adapter_id)
+        return ChatTarget(str(job.config["model"]), row.base_model, row.base_precision, row.adapter_id)
     assert body.base_model is not None
     try:
-        return _Target(body.base_model, services.settings.resolve_model(body.base_model), None, None)
+        return ChatTarget(body.base_model, services.settings.resolve_model(body.base_model), None, None)
     except ModelError as error:
         raise ModelError(error.message, param="baseModel") from error
 
