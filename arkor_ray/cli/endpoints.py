@@ -12,6 +12,7 @@ from arkor_ray.cli.checkpoints import Final, Step, chosen
 from arkor_ray.cli.connection import ApiUrl, AsJson, ProjectSlug, connect
 from arkor_ray.cli.output import age, print_json, print_table
 from arkor_ray.client.calls import FINAL, AdapterRef
+from arkor_ray.client.client import Client
 from arkor_ray.errors import InvalidRequestError
 from arkor_ray.schemas.chat import CheckpointAdapter
 from arkor_ray.schemas.endpoint import AuthMode, Endpoint, RetentionMode, ServedAdapter
@@ -20,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Publish adapters and base models, 
 keys = typer.Typer(no_args_is_help=True, help="Create, list and revoke the keys that open an endpoint.")
 app.add_typer(keys, name="keys")
 
-EndpointId = Annotated[str, typer.Argument(metavar="ENDPOINT", help="The endpoint's id, as listed.")]
+Named = Annotated[str, typer.Argument(metavar="ENDPOINT", help="The endpoint's slug or id.")]
 Job = Annotated[str | None, typer.Option("--job", help="Serve an adapter of this job.", show_default=False)]
 Base = Annotated[str | None, typer.Option("--base", help="Serve this base model.", show_default=False)]
 Keep = Annotated[
@@ -79,20 +80,20 @@ def create(
         return
     print(f"Created endpoint {endpoint.id} at {endpoint.url}")
     if endpoint.auth_mode == "fixed_api_key":
-        print(f"It needs a key; make one with: arkor-ray endpoints keys create {endpoint.id} LABEL")
+        print(f"It needs a key; make one with: arkor-ray endpoints keys create {endpoint.slug} LABEL")
 
 
 @app.command()
-def get(endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None, as_json: AsJson = False) -> None:
+def get(endpoint: Named, api_url: ApiUrl = None, project: ProjectSlug = None, as_json: AsJson = False) -> None:
     """Show an endpoint."""
     with connect(api_url, project) as client:
-        endpoint = client.get_endpoint(endpoint_id)
-    _show(endpoint, as_json)
+        found = client.get_endpoint(_id(client, endpoint))
+    _show(found, as_json)
 
 
 @app.command()
 def update(
-    endpoint_id: EndpointId,
+    endpoint: Named,
     job_id: Job = None,
     step: Step = None,
     final: Final = False,
@@ -110,8 +111,8 @@ def update(
     ref = _step(job_id, step, final, base)
     mode, days = _retention(keep_runs)
     with connect(api_url, project) as client:
-        endpoint = client.update_endpoint(
-            endpoint_id,
+        updated = client.update_endpoint(
+            _id(client, endpoint),
             job_id=job_id,
             step=ref,
             base_model=base,
@@ -120,24 +121,22 @@ def update(
             run_retention_mode=mode,
             run_retention_days=days,
         )
-    _show(endpoint, as_json)
+    _show(updated, as_json)
 
 
 @app.command()
-def delete(endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None) -> None:
+def delete(endpoint: Named, api_url: ApiUrl = None, project: ProjectSlug = None) -> None:
     """Delete an endpoint, its keys and its stored runs; its slug is free afterwards."""
     with connect(api_url, project) as client:
-        client.delete_endpoint(endpoint_id)
-    print(f"Deleted endpoint {endpoint_id}")
+        client.delete_endpoint(_id(client, endpoint))
+    print(f"Deleted endpoint {endpoint}")
 
 
 @keys.command("list")
-def list_keys(
-    endpoint_id: EndpointId, api_url: ApiUrl = None, project: ProjectSlug = None, as_json: AsJson = False
-) -> None:
+def list_keys(endpoint: Named, api_url: ApiUrl = None, project: ProjectSlug = None, as_json: AsJson = False) -> None:
     """List an endpoint's keys, revoked ones too, without their secrets."""
     with connect(api_url, project) as client:
-        listed = client.list_endpoint_keys(endpoint_id)
+        listed = client.list_endpoint_keys(_id(client, endpoint))
     if as_json:
         print_json(listed)
         return
@@ -157,7 +156,7 @@ def list_keys(
 
 @keys.command("create")
 def create_key(
-    endpoint_id: EndpointId,
+    endpoint: Named,
     label: Annotated[str, typer.Argument(help="Who or what will use it.")],
     api_url: ApiUrl = None,
     project: ProjectSlug = None,
@@ -165,7 +164,7 @@ def create_key(
 ) -> None:
     """Create a key. It is shown this once."""
     with connect(api_url, project) as client:
-        issued = client.create_endpoint_key(endpoint_id, label)
+        issued = client.create_endpoint_key(_id(client, endpoint), label)
     if as_json:
         print_json(issued)
         return
@@ -175,20 +174,20 @@ def create_key(
 
 @keys.command("revoke")
 def revoke_key(
-    endpoint_id: EndpointId,
+    endpoint: Named,
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as listed.")],
     api_url: ApiUrl = None,
     project: ProjectSlug = None,
 ) -> None:
     """Make a key invalid at once; it stays listed."""
     with connect(api_url, project) as client:
-        client.revoke_endpoint_key(endpoint_id, key_id)
+        client.revoke_endpoint_key(_id(client, endpoint), key_id)
     print(f"Revoked key {key_id}")
 
 
 @app.command()
 def runs(
-    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="The endpoint's id or slug.")],
+    endpoint: Named,
     limit: Annotated[int, typer.Option(help="How many of the newest to list.", min=1, max=200)] = 20,
     export: Annotated[
         Path | None, typer.Option(help="Write all of them to this file as JSONL, to train on.", show_default=False)
@@ -199,7 +198,7 @@ def runs(
 ) -> None:
     """List what an endpoint was asked and answered, newest first, or export it as a data set."""
     with connect(api_url, project) as client:
-        endpoint_id = next((each.id for each in client.list_endpoints() if each.slug == endpoint), endpoint)
+        endpoint_id = _id(client, endpoint)
         if export is not None:
             path = client.export_runs(endpoint_id, export)
             print_json({"path": str(path)}) if as_json else print(path)
@@ -222,6 +221,11 @@ def runs(
     ]
     columns = ("RUN", "ASKED", "ANSWERED", "END", "TOKENS", "TOOK", "AT")
     print_table(columns, rows, empty="This endpoint has stored no run yet.")
+
+
+def _id(client: Client, endpoint: str) -> str:
+    """The id of the project's endpoint with this slug; what is no slug there is taken for an id."""
+    return next((each.id for each in client.list_endpoints() if each.slug == endpoint), endpoint)
 
 
 def _excerpt(message: dict[str, Any]) -> str:

@@ -217,7 +217,7 @@ def listed_endpoint(run):
 
 def test_endpoint_of_a_job_says_where_it_is_and_how_to_get_a_key(run, job):
     result = run("endpoints", "create", "triage", "--job", job.id)
-    assert f"{URL}/e/triage/v1" in result.stdout and "endpoints keys create e1 LABEL" in result.stdout
+    assert f"{URL}/e/triage/v1" in result.stdout and "endpoints keys create triage LABEL" in result.stdout
     assert listed_endpoint(run)["target"] == {"kind": "adapter", "adapter": {"kind": "final", "jobId": job.id}}
     assert "triage" in run("endpoints", "list").stdout
     shown = run("endpoints", "get", "e1").stdout
@@ -236,7 +236,7 @@ def test_open_endpoint_of_a_base_model_asks_for_no_key(run, job):
 
 def test_endpoint_update_sends_only_what_was_given(run, fake, job):
     run("endpoints", "create", "triage", "--base", "tiny")
-    result = run("endpoints", "update", "e1", "--job", job.id, "--step", 2, "--disable", "--keep-runs", "disabled")
+    result = run("endpoints", "update", "triage", "--job", job.id, "--step", 2, "--disable", "--keep-runs", "disabled")
     assert "state: disabled" in result.stdout and f"serves: {job.id} step 2" in result.stdout
     assert "runs kept: disabled" in result.stdout
     assert json.loads(fake.asked("PATCH", "e1")[-1].content) == {
@@ -250,20 +250,20 @@ def test_endpoint_update_sends_only_what_was_given(run, fake, job):
 
 def test_endpoint_delete(run, job):
     run("endpoints", "create", "triage", "--base", "tiny")
-    assert run("endpoints", "delete", "e1").exit_code == 0
+    assert run("endpoints", "delete", "triage").exit_code == 0
     assert "no endpoints" in run("endpoints", "list").stdout
     assert run("endpoints", "get", "e1").stderr == "error: no such endpoint\n"
 
 
 def test_endpoint_keys(run, job):
     run("endpoints", "create", "triage", "--base", "tiny")
-    assert "no keys" in run("endpoints", "keys", "list", "e1").stdout
-    created = run("endpoints", "keys", "create", "e1", "ci")
+    assert "no keys" in run("endpoints", "keys", "list", "triage").stdout
+    created = run("endpoints", "keys", "create", "triage", "ci")
     assert created.stdout == "ark_live_12345678-k1\n", "a script can take standard output as the key"
     assert "shown only now" in created.stderr
-    listed = run("endpoints", "keys", "list", "e1").stdout
+    listed = run("endpoints", "keys", "list", "triage").stdout
     assert "ci" in listed and "valid" in listed and "k1" in listed and "-k1" not in listed
-    assert run("endpoints", "keys", "revoke", "e1", "k1").exit_code == 0
+    assert run("endpoints", "keys", "revoke", "triage", "k1").exit_code == 0
     (key,) = json.loads(run("endpoints", "keys", "list", "e1", "--json").stdout)
     assert key["enabled"] is False
 
