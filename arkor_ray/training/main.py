@@ -54,9 +54,8 @@ def run(job_id: str, attempt: int) -> int:
         wire_config, token = row.config, row.dataset_token
 
     from arkor_ray.training.recorder import NAMESPACE, start_recorder
-    from arkor_ray.training.warm_up import set_train_environment, warm_up
+    from arkor_ray.training.trainer import run_job
 
-    set_train_environment()
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=True)
     recorder = start_recorder(job_id, attempt)
     try:
@@ -64,10 +63,6 @@ def run(job_id: str, attempt: int) -> int:
     except InvalidRequestError as error:  # what was accepted no longer holds, such as a model that left the catalogue
         ray.get(recorder.failed.remote(error.message, None))
         return 0
-    warm_up(spec.config)
-    from arkor_ray.training.trainer import (
-        run_job,
-    )  # here, so that its imports and those of the workers run side by side
 
     def forget_token() -> None:
         with db.write() as session:

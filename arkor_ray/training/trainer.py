@@ -7,7 +7,9 @@ the authority on what to go on from, for any number of workers and any Ray versi
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +22,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from arkor_ray.schemas.dataset import BlobSource
+from arkor_ray.schemas.job import BITSANDBYTES_OPTIMIZERS
 from arkor_ray.serving.app import gpus_of_replica
 from arkor_ray.training.callbacks import RayEventSink
 from arkor_ray.training.data import PreparedData, prepare_data
@@ -27,9 +30,10 @@ from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun
 from arkor_ray.training.job_spec import JobSpec
 from arkor_ray.training.loop_config import LoopConfig, LoopResult
 from arkor_ray.training.model import context_length, load_config, load_tokenizer
-from arkor_ray.training.warm_up import leave_out_bitsandbytes, needs_bitsandbytes, set_train_environment
 
 logger = logging.getLogger(__name__)
+
+HEALTH_CHECK_SECONDS = "0.5"  # how soon a dead worker is noticed; Ray's default is 2 s
 
 
 def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = lambda: None) -> None:
@@ -62,7 +66,8 @@ def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = l
 
 def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
     """Runs the worker group until it is done, restarting it when a worker dies. Raises the error that ended it."""
-    set_train_environment()
+    # Read by Ray Train's controller, to which the driver's variables are passed on.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
     loop = LoopConfig(
         spec=spec,
         train=ray.put(data.train),
@@ -123,8 +128,10 @@ def _prepare(spec: JobSpec) -> PreparedData:
 
 def _train_loop(config: dict[str, Any]) -> Any:
     loop: LoopConfig = config["loop"]
-    if not needs_bitsandbytes(loop.spec.config):
-        leave_out_bitsandbytes()
+    if not (loop.spec.config.load_in_4bit or loop.spec.config.optim in BITSANDBYTES_OPTIMIZERS):
+        # PEFT imports bitsandbytes wherever it is installed, and that loads torch's compiler: 8 s of CPU for nothing.
+        # None in sys.modules makes it look not installed; this process trains this one job only.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     # Here, so that neither the driver nor Ray Train's controller wait for PEFT and DeepSpeed.
     from arkor_ray.training.train_loop import train_loop_per_worker
 
