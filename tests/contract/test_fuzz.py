@@ -17,12 +17,6 @@ from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, Phase, given, settings, strategies
 from schemathesis import GenerationMode
 from schemathesis.python import asgi
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 from starlette.types import Receive, Scope, Send
 
 from arkor_ray.api.app import create_app
@@ -45,10 +39,10 @@ OPERATIONS = sorted(
 )
 CHECKS = [
     schemathesis.checks.not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
+    schemathesis.checks.status_code_conformance,
+    schemathesis.checks.content_type_conformance,
+    schemathesis.checks.response_headers_conformance,
+    schemathesis.checks.response_schema_conformance,
 ]
 # fmt: off
 JUNK = [

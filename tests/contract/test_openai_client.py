@@ -69,7 +69,7 @@ def management(options: Callable[[str], dict[str, Any]]) -> Any:
 
 def create(client: Any, finished: Recorded, **fields: Any) -> Any:
     """A greedy answer of the final adapter."""
-    given = {"model": finished.id, "messages": MESSAGES, "temperature": 0, "max_tokens": 16}
+    given = {"model": finished.id, "messages": MESSAGES, "temperature": 0, "max_tokens": 32}
     return client.chat.completions.create(**{**given, **fields})
 
 
@@ -118,7 +118,7 @@ def test_async_client_streams_many_answers_at_once(
 ) -> None:
     async def ask(client: openai.AsyncOpenAI) -> str:
         stream = await client.chat.completions.create(
-            model=finished.id, messages=MESSAGES, temperature=0, max_tokens=16, stream=True
+            model=finished.id, messages=MESSAGES, temperature=0, max_tokens=32, stream=True
         )
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
@@ -178,9 +178,9 @@ def test_unknown_model(management: openai.OpenAI, finished: Recorded, name: str)
 
 
 def test_unknown_endpoint(service: RunningService, finished: Recorded) -> None:
-    with openai.OpenAI(base_url=f"{service.url}/e/nonesuch/v1", api_key="x", max_retries=0) as client:
-        with pytest.raises(openai.NotFoundError):
-            create(client, finished)
+    client = openai.OpenAI(base_url=f"{service.url}/e/nonesuch/v1", api_key="x", max_retries=0)
+    with client, pytest.raises(openai.NotFoundError):
+        create(client, finished)
 
 
 def test_final_adapter_that_is_not_there_yet(management: openai.OpenAI, finished: Recorded, caller: Caller) -> None:

@@ -82,7 +82,7 @@ class Caller:
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """A greedy answer to one message, whole unless `stream` says otherwise."""
-        body = {"messages": [{"role": "user", "content": text}], "stream": False, "temperature": 0, "maxTokens": 16}
+        body = {"messages": [{"role": "user", "content": text}], "stream": False, "temperature": 0, "maxTokens": 32}
         return self.post("/v1/inference/chat", {**body, **fields})
 
     def create_endpoint(self, target: dict[str, Any], slug: str | None = None, **fields: Any) -> dict[str, Any]:
