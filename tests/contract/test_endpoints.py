@@ -85,6 +85,13 @@ def test_published_target_answers_and_is_listed(
     assert made in caller.get("/v1/endpoints").json()["deployments"]
 
 
+def test_unknown_fields_of_a_request_are_no_error(caller: Caller) -> None:
+    made = caller.create_endpoint(BASE, note={"of": "tomorrow"})
+    changed = caller.patch(f"/v1/endpoints/{made['id']}", {"enabled": True, "note": "x"})
+    assert changed.status_code == 200
+    assert_deployment(changed.json()["deployment"], caller)
+
+
 def test_list_has_only_rows_that_the_client_accepts(caller: Caller, finished: Recorded) -> None:
     for retention in ({"runRetentionMode": "unlimited"}, {"runRetentionMode": "days", "runRetentionDays": 3}):
         caller.create_endpoint({"kind": "adapter", "adapter": finished.final}, **retention)
@@ -184,6 +191,7 @@ def test_key_is_shown_once_and_opens_its_endpoint_until_it_is_revoked(service: R
     assert key["plaintext"] not in listed.text
     [row] = listed.json()["keys"]
     assert row["enabled"] is True and {"id", "label", "prefix", "enabled", "createdAt"} <= set(row)
+    assert row["lastUsedAt"] is None or ISO.fullmatch(row["lastUsedAt"])
     deleted = caller.delete(f"{path}/{key['id']}")
     assert deleted.status_code == 204 and deleted.content == b""
     [row] = caller.get(path).json()["keys"]
