@@ -110,7 +110,8 @@ def _whole_number(value: Any) -> Any:
 def _real_number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number")
-    if isinstance(value, (int, float)) and not math.isfinite(value):
+    # A whole number is finite, also one that is too large for a float and for math.isfinite.
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
 

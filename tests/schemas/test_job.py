@@ -109,7 +109,7 @@ def test_counts_are_whole_and_positive(field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["learningRate", "weightDecay", "numTrainEpochs"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "fast", False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, -1, "fast", False])
 def test_rates_are_finite_and_not_negative(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         parse(**{field: value})

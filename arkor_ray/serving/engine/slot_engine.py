@@ -109,7 +109,7 @@ class SlotEngine:
     async def generate(self, request: GenRequest) -> AsyncIterator[list[TokenEvent]]:
         self._check(request.prompt_ids, request.max_tokens)
         if not request.max_tokens:
-            raise InvalidRequestError("max_tokens: must be at least 1", param="maxTokens")
+            raise InvalidRequestError("maxTokens: must be at least 1", param="maxTokens")
         events, sequence = await self._submit(request, scoring=False)
         finished = False
         try:
@@ -184,9 +184,9 @@ class SlotEngine:
         if len(prompt_ids) + max_tokens > self.max_len:
             too_long = len(prompt_ids) >= self.max_len
             raise InvalidRequestError(
-                f"messages, max_tokens: the prompt has {len(prompt_ids)} tokens and max_tokens asks for {max_tokens}, "
+                f"messages, maxTokens: the prompt has {len(prompt_ids)} tokens and maxTokens asks for {max_tokens}, "
                 f"together more than the {self.max_len} that fit"
-                + ("" if too_long else f"; send max_tokens {self.max_len - len(prompt_ids)} or less"),
+                + ("" if too_long else f"; send maxTokens {self.max_len - len(prompt_ids)} or less"),
                 param="messages" if too_long else "maxTokens",
             )
         vocabulary = self._runner.vocab_size

@@ -256,7 +256,7 @@ async def test_end_token_ends_the_answer(llama, make_engine):
 
 async def test_overflow_names_the_numbers(llama, make_engine):
     engine = make_engine(llama, max_len=64)
-    with pytest.raises(InvalidRequestError, match=r"60 tokens.*10.*64.*max_tokens 4") as error:
+    with pytest.raises(InvalidRequestError, match=r"60 tokens.*10.*64.*maxTokens 4") as error:
         await answer(engine, [5] * 60, 10)
     assert error.value.param == "maxTokens"
     with pytest.raises(InvalidRequestError, match="messages"):

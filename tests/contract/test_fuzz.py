@@ -1,0 +1,176 @@
+"""Whatever is sent, each route answers as the service's own OpenAPI document says, and never with a fault of its own.
+
+In process: it is the routes that are tried here, some thousands of times, and always in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from fastapi.routing import APIRoute
+from hypothesis import HealthCheck, Phase, given, settings, strategies
+from schemathesis import GenerationMode
+from schemathesis.python import asgi
+from starlette.types import Receive, Scope, Send
+
+from arkor_ray.api.app import create_app
+from arkor_ray.api.routes import ROUTERS
+from arkor_ray.db.session import Database
+from arkor_ray.schemas.chat import ChatRequest
+from arkor_ray.schemas.endpoint import EndpointCreate
+from arkor_ray.schemas.job import JobConfig
+from arkor_ray.schemas.openai import ChatCompletionRequest
+from arkor_ray.settings import Settings
+from tests.api.conftest import CONFIG, MODEL, FakeGateway, FakeLogs, Training
+
+pytestmark = pytest.mark.integration
+
+EXAMPLES = 40  # for each operation
+ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+# What is deleted is deleted last: until then it can be named.
+OPERATIONS = sorted(
+    ((method, route.path_format) for route in ROUTES for method in route.methods), key=lambda each: each[0] == "DELETE"
+)
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    schemathesis.checks.status_code_conformance,
+    schemathesis.checks.content_type_conformance,
+    schemathesis.checks.response_headers_conformance,
+    schemathesis.checks.response_schema_conformance,
+]
+# fmt: off
+JUNK = [
+    None, True, False, 0, -1, 1, 1.5, 1e308, 2**31, 2**63, 10**30, 10**400, "", " ", "0", "-1", "1e999", "nan", "x", "None",
+    "x" * 10_000, "ä🎈\u2028", "\x7f", "../../etc", "%00", [], [None], [[]], ["x"], [{}], {}, {"type": None}, {"kind": []},
+    {"steps": 10**30}, {"ratio": "1"}, {"enabled": "no"}, {"": {}}, {"$ref": "#"},
+]
+# fmt: on
+MESSAGES = [{"role": "user", "content": "hi"}]
+CHAT = {"messages": MESSAGES, "baseModel": "Tiny", "stream": False}
+ENDPOINT = {"slug": "junk", "target": {"kind": "base_model", "baseModel": "Tiny"}, "authMode": "none"}
+OPENAI = {"model": "Tiny", "messages": MESSAGES}
+# Path, the model of the body, a body that is accepted, and where in it the model's fields are.
+BODIES = {
+    "job": ("/v1/jobs", JobConfig, {"name": "junk", "config": CONFIG}, "config"),
+    "chat": ("/v1/inference/chat", ChatRequest, CHAT, None),
+    "endpoint": ("/v1/endpoints", EndpointCreate, ENDPOINT, None),
+    "completion": ("/v1/chat/completions", ChatCompletionRequest, OPENAI, None),
+    "public completion": ("/e/fuzz/v1/chat/completions", ChatCompletionRequest, OPENAI, None),
+}
+FIELDS = [
+    (body, field.alias or name)
+    for body, (_, model, _, _) in BODIES.items()
+    for name, field in model.model_fields.items()
+]
+
+
+@dataclass
+class World:
+    """The application with something in it, how to call it, and what a caller may name."""
+
+    http: requests.Session
+    schema: Any
+    headers: dict[str, str]
+    scope: dict[str, str]
+    names: dict[str, str]
+
+    def post(self, path: str, body: Any) -> requests.Response:
+        headers = {**self.headers, "Content-Type": "application/json"}
+        return self.http.post(path, params=self.scope, data=json.dumps(body), headers=headers)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    configured = Settings(
+        data_dir=folder, cache_dir=folder, models={MODEL: "base/model", "Tiny": "base/tiny"}, max_queued_jobs=10**6
+    )
+    db = Database(configured.database_url)
+    db.migrate()
+    app = create_app(configured, db, FakeGateway(), logs=FakeLogs())
+
+    async def http_only(scope: Scope, receive: Receive, send: Send) -> None:
+        # Schemathesis ends an application's lifespan after each test, and this one is for all of them.
+        assert scope["type"] == "http"
+        await app(scope, receive, send)
+
+    with asgi.get_client(http_only) as http:
+        made = http.post("/v1/auth/anonymous", json={"kind": "cli"}).json()
+        scope = {"orgSlug": made["personalOrg"]["slug"], "projectSlug": "fuzz"}
+        schema = schemathesis.openapi.from_asgi("/openapi.json", http_only)
+        there = World(http, schema, {"Authorization": f"Bearer {made['token']}"}, scope, {})
+        there.names = _furnish(there, Training(db, configured))
+        yield there
+    app.state.services.endpoints.close()
+    app.state.services.runs.close()
+    app.state.services.last_used.close()
+    db.close()
+
+
+def _furnish(world: World, training: Training) -> dict[str, str]:
+    """By path parameter, the name of something that is there."""
+    assert world.post("/v1/projects", {"name": "fuzz", "slug": "fuzz"}).status_code == 201
+    job_id = world.post("/v1/jobs", {"name": "fuzz", "config": CONFIG}).json()["job"]["id"]
+    training.start(job_id)
+    training.save(job_id, 2)
+    training.complete(job_id)
+    target = {"kind": "adapter", "adapter": {"kind": "final", "jobId": job_id}}
+    endpoint = world.post("/v1/endpoints", {"slug": "fuzz", "target": target, "authMode": "none"}).json()["deployment"]
+    key = world.post(f"/v1/endpoints/{endpoint['id']}/keys", {"label": "fuzz"}).json()["key"]
+    token = world.post("/v1/tokens", {"label": "fuzz"}).json()
+    return {
+        "job_id": job_id,
+        "ref": "2",
+        "path": "adapter_config.json",
+        "endpoint_id": endpoint["id"],
+        "key_id": key["id"],
+        "slug": "fuzz",
+        "model": "Tiny",
+        "token_id": token["id"],
+    }
+
+
+def test_document_has_every_route(world: World) -> None:
+    documented = {(method.upper(), path) for path, item in world.schema.raw_schema["paths"].items() for method in item}
+    assert documented == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_answer_is_as_documented(world: World, method: str, path: str) -> None:
+    operation = world.schema[path][method]
+    named = {parameter.name for parameter in operation.path_parameters}
+    known = {"path_parameters": {name: world.names[name] for name in named}, "query": world.scope}
+    # Valid and not, about what is there and about anything: else hardly a request would get past the scope.
+    cases = [operation.as_strategy(mode, **fixed) for mode in GenerationMode for fixed in (known, {})]
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=strategies.one_of(cases))
+    def check(case: schemathesis.Case) -> None:
+        case.call_and_validate(session=world.http, headers=world.headers, checks=CHECKS)
+
+    check()
+
+
+@pytest.mark.parametrize(("body", "field"), FIELDS)
+def test_junk_in_a_field_is_accepted_or_refused_by_name(world: World, body: str, field: str) -> None:
+    path, _, good, place = BODIES[body]
+    for junk in JUNK:
+        inner = {**(good[place] if place else good), field: junk}
+        answer = world.post(path, {**good, place: inner} if place else inner)
+        assert answer.status_code in (200, 201, 400, 404, 409), (junk, answer.text)
+        if answer.status_code == 400:
+            answered = answer.json()
+            assert answered["param"] if "param" in answered else answered["error"]["param"], (junk, answer.text)
