@@ -46,4 +46,4 @@ bench: $(STAMP) ## The benchmarks: ratios measured side by side, tables and JSON
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 clean: ## Removes what the other commands made
-	rm -rf $(VENV) .arkor-ray bench-results build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arkor-ray .arkor-ray-demo bench-results build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ from arkor_ray.settings import Settings
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job fit on the smallest laptop
 
 
@@ -177,6 +178,8 @@ class LocalRay:
 
         from arkor_ray.jobs.controller import NAMESPACE
 
+        if self._address is not None:
+            _check_answers(self._address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
         if self._address is not None:
             self._check_environment()
@@ -257,6 +260,20 @@ def _check_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConflictError(f"--port {port} on {host}: {error.strerror}; choose another port") from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes, without a word, to reach one that is not there."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdecimal()):
+        raise InvalidRequestError(f"--ray-address {address}: write HOST:PORT, as `ray start --head` prints it")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ServiceUnavailableError(
+            f"--ray-address {address}: no Ray answers there ({error.strerror or error}); start one with "
+            f"`ray start --head --port {port}`, or leave the option out to have one started"
+        ) from error
 
 
 def _own_address() -> str:

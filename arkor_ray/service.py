@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any
 
 import httpx
+from sqlalchemy import make_url
 
-from arkor_ray.db.session import Database
+from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.jobs.controller import ensure_controller
 from arkor_ray.settings import Settings
+from arkor_ray.storage import layout, open_store
 
 APPLICATION = "arkor"  # the Serve application of the control plane
 READY_TIMEOUT_S = 300.0
+STORAGE_ANSWER_S = 20.0
+
+
+def check_reachable(settings: Settings) -> None:
+    """Before anything is started: the database and the storage answer.
+
+    Raises ServiceUnavailableError that names the setting. Both are given minutes while the service runs, which is no help to
+    somebody who mistyped an address.
+    """
+    db = Database(settings.database_url)
+    try:
+        db.engine.connect().close()
+    except DATABASE_AWAY as error:
+        shown = make_url(settings.database_url).render_as_string(hide_password=True)
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason}") from error
+    finally:
+        db.close()
+    store = open_store(settings.storage_url, endpoint_url=settings.s3_endpoint_url)
+    outcome: list[str] = []
+
+    def look() -> None:
+        try:  # the key belongs to no job: that there is no such object is an answer too
+            store.head(layout.manifest_key(layout.final_adapter_id("reachable")))
+            outcome.append("")
+        except Exception as error:  # told below, whatever it is
+            outcome.append(str(error))
+
+    # A thread that nobody waits for: S3's own retries go on for a minute.
+    looking = threading.Thread(target=look, name="storage-check", daemon=True)
+    looking.start()
+    looking.join(STORAGE_ANSWER_S)
+    if outcome != [""]:
+        where = settings.storage_url + (f" at {settings.s3_endpoint_url}" if settings.s3_endpoint_url else "")
+        said = outcome[0] if outcome else f"no answer within {STORAGE_ANSWER_S:g} s"
+        raise ServiceUnavailableError(
+            f"ARKOR_RAY_STORAGE_URL: {where} cannot be used: {said}; check the endpoint (ARKOR_RAY_S3_ENDPOINT_URL), the "
+            "bucket and the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
 
 
 def start(settings: Settings) -> None:
@@ -56,9 +98,11 @@ def stop(*, ray_goes_on: bool = False) -> None:
     if ray_goes_on:
         from ray import serve
 
-        for name in serve.status().applications:
-            if name == APPLICATION or name.startswith("inference-"):
-                serve.delete(name)
+        ours = [name for name in serve.status().applications if name == APPLICATION or name.startswith("inference-")]
+        for name in ours:
+            serve.delete(name)
+        if ours and not serve.status().applications:
+            serve.shutdown()  # its proxy would keep our host and port for whoever deploys next
 
 
 def wait_until_ready(api_url: str, controller: Any, timeout_s: float = READY_TIMEOUT_S) -> None:

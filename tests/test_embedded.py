@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,8 +13,17 @@ import pytest
 
 from arkor_ray import embedded
 from arkor_ray.embedded import Instance, LocalRay, free_ports, read_instance
-from arkor_ray.errors import ConflictError
+from arkor_ray.errors import ConflictError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    """LocalRay hands its settings on through this process's own variables."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def test_of_two_instances_in_one_data_directory_the_second_is_told_who_runs(tmp_path):
@@ -83,3 +93,14 @@ def test_settings_that_a_joined_ray_does_not_share_are_named(tmp_path, monkeypat
     local = LocalRay(Settings.load(data_dir=tmp_path), address="127.0.0.1:1")
     theirs = {**local.settings.environment(), "ARKOR_RAY_DATABASE_URL": "postgresql://elsewhere/arkor"}
     assert embedded.differing_settings(local.settings.environment(), theirs) == ["ARKOR_RAY_DATABASE_URL"]
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"), [("nowhere", "write HOST:PORT"), ("127.0.0.1:{port}", "no Ray answers there")]
+)
+def test_a_ray_that_is_not_there_is_said_at_once(tmp_path, address, sentence):
+    (port,) = free_ports(1)
+    address = address.format(port=port)
+    (own,) = free_ports(1)
+    with pytest.raises((InvalidRequestError, ServiceUnavailableError), match=sentence):
+        LocalRay(Settings.load(data_dir=tmp_path, port=own), address=address).__enter__()

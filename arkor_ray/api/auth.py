@@ -14,5 +14,5 @@ _scheme = HTTPBearer(auto_error=False, description="An anonymous token, or one i
 
 async def bearer_token(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]) -> str:
     if credentials is None or not credentials.credentials:
-        raise AuthenticationError("No token. Send `Authorization: Bearer <token>`; `arkor login` gets one")
+        raise AuthenticationError("No token. Send `Authorization: Bearer <token>`; `arkor-ray login` gets one")
     return credentials.credentials

@@ -104,5 +104,5 @@ def _newest(client: Client, job_id: str) -> AdapterRef:
         return FINAL
     steps = [each.step for each in client.list_checkpoints(job_id) if each.kind == "checkpoint"]
     if not steps:
-        raise NotFoundError(f"Job {job_id} has saved no checkpoint yet; --base MODEL talks to its base model")
+        raise NotFoundError(f"Job {job_id} has saved no checkpoint; --base MODEL talks to its base model")
     return max(steps)

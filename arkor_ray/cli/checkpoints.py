@@ -39,7 +39,7 @@ def list_checkpoints(
         )
         for each in checkpoints
     ]
-    print_table(("ADAPTER", "STEP", "STATE", "METRICS", "SAVED"), rows, empty="This job has saved no checkpoint yet.")
+    print_table(("ADAPTER", "STEP", "STATE", "METRICS", "SAVED"), rows, empty="This job has saved no checkpoint.")
 
 
 @app.command()

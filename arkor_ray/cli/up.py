@@ -48,6 +48,9 @@ def up(
         with Instance(data_dir) as instance:
             demo = ray_address is None  # on a cluster the other nodes do not have it
             settings = _settings(host, port, data_dir, alias or [], storage, database_url, with_demo_base=demo)
+            from arkor_ray.service import check_reachable  # after the extras are known to be installed
+
+            check_reachable(settings)
             with LocalRay(settings, address=ray_address) as local_ray:
                 _stop_on_signals()  # again: connecting to Ray has put handlers of its own in their place
                 settings = local_ray.settings

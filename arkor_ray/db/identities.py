@@ -94,12 +94,14 @@ def authenticate(session: Session, plaintext: str) -> Caller:
         .where(TokenRow.sha256 == digest(plaintext))
     ).one_or_none()
     if row is None:
-        raise AuthenticationError("The token is not one of this server. Run `arkor login`, or ask the operator for one")
+        raise AuthenticationError(
+            "The token is not one of this server. Run `arkor-ray login`, or ask the operator for one"
+        )
     token, identity = row
     if token.revoked_at is not None:
-        raise AuthenticationError("The token was revoked. Run `arkor login`, or ask the operator for a new one")
+        raise AuthenticationError("The token was revoked. Run `arkor-ray login`, or ask the operator for a new one")
     if token.expires_at is not None and token.expires_at <= utcnow():
-        raise AuthenticationError("The token has expired. Run `arkor login`, or ask the operator for a new one")
+        raise AuthenticationError("The token has expired. Run `arkor-ray login`, or ask the operator for a new one")
     return Caller(identity.id, identity.kind, identity.email, token.id, token.expires_at, token.last_used_at)
 
 

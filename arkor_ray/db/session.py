@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session, sessionmaker
 # What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again.
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
+CONNECT_S = 10  # a PostgreSQL that does not answer at all
+
 
 class Database:
     """An engine and its sessions. `write()` is serialised by the database, `read()` never waits for a writer.
@@ -28,7 +30,11 @@ class Database:
         parsed = make_url(url)
         if parsed.get_backend_name() in ("postgres", "postgresql"):
             self.engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10, max_overflow=20
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                pool_size=10,
+                max_overflow=20,
+                connect_args={"connect_timeout": CONNECT_S},
             )
         else:
             if parsed.database and parsed.database != ":memory:":

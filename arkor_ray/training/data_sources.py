@@ -30,7 +30,7 @@ from arkor_ray.training.job_spec import DatasetPolicy
 logger = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
-FETCH_ATTEMPTS = 4
+FETCH_ATTEMPTS = 5  # with pauses of 1, 2, 4 and 8 s: an address that is wrong should not keep its job waiting
 
 Row = Any
 
@@ -124,10 +124,8 @@ def _load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) ->
             raise
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:
             if attempt == FETCH_ATTEMPTS or "offline" in str(error).lower():
-                raise ServiceUnavailableError(
-                    f"The Hub cannot be reached for data set {source.name!r}: {error}"
-                ) from error
-            time.sleep(2**attempt)
+                raise DatasetError(f"The Hub cannot be reached for data set {source.name!r}: {error}") from error
+            time.sleep(2 ** (attempt - 1))
         except Exception as error:
             raise DatasetError(f"Data set {source.name!r} (split {split!r}) cannot be loaded: {error}") from error
     raise AssertionError("unreachable")
@@ -155,9 +153,9 @@ def fetch_blob(source: BlobSource, policy: DatasetPolicy) -> bytes:
             return _fetch(source, policy, deadline)
         except (httpx.TransportError, ServiceUnavailableError) as error:
             shown = error if isinstance(error, ServiceUnavailableError) else f"{type(error).__name__}: {error}"
-            if attempt == FETCH_ATTEMPTS or time.monotonic() + 2**attempt > deadline:
-                raise ServiceUnavailableError(
-                    f"The data set at {_shown(source.url)} cannot be fetched: {shown}"
+            if attempt == FETCH_ATTEMPTS or time.monotonic() + 2 ** (attempt - 1) > deadline:
+                raise DatasetError(
+                    f"The data set at {_shown(source.url)} cannot be fetched, after {attempt} attempts: {shown}"
                 ) from error
             time.sleep(2 ** (attempt - 1))
     raise AssertionError("unreachable")

@@ -1,0 +1,40 @@
+"""What `arkor-ray up` refuses before it starts anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from arkor_ray import service
+from arkor_ray.embedded import free_ports
+from arkor_ray.errors import ServiceUnavailableError
+from arkor_ray.settings import Settings
+
+
+def test_the_embedded_default_is_reachable(tmp_path):
+    service.check_reachable(Settings.load(data_dir=tmp_path))
+
+
+def test_a_database_that_is_away_is_named_without_its_password(tmp_path):
+    (port,) = free_ports(1)
+    url = f"postgresql://arkor:secret@127.0.0.1:{port}/arkor"
+    with pytest.raises(ServiceUnavailableError, match=r"ARKOR_RAY_DATABASE_URL: .*refused") as raised:
+        service.check_reachable(Settings.load(data_dir=tmp_path, database_url=url))
+    assert "secret" not in raised.value.message
+
+
+def test_a_storage_that_does_not_answer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "STORAGE_ANSWER_S", 0.5)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    (port,) = free_ports(1)
+    endpoint = f"http://127.0.0.1:{port}"
+    with pytest.raises(ServiceUnavailableError, match=r"ARKOR_RAY_STORAGE_URL: s3://bucket/x at http://127\.0\.0\.1"):
+        service.check_reachable(Settings.load(data_dir=tmp_path, storage_url="s3://bucket/x", s3_endpoint_url=endpoint))
+
+
+def test_a_bucket_that_does_not_exist_is_named(tmp_path, moto_s3, monkeypatch):
+    for name, value in moto_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.load(data_dir=tmp_path, storage_url="s3://nosuch/x")
+    with pytest.raises(ServiceUnavailableError, match="nosuch"):
+        service.check_reachable(settings)
