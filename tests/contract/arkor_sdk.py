@@ -17,6 +17,7 @@ import httpx
 VERSION = "arkor/0.0.3-alpha.1"
 STATUSES = ("queued", "running", "completed", "failed", "cancelled")
 PERMANENT = (401, 403, 410, 426)
+LOGGED = ("step", "loss", "evalLoss", "learningRate", "epoch", "samplesPerSecond")
 
 
 class CloudApiError(Exception):
@@ -190,7 +191,7 @@ class Trainer:
             self.job |= {"status": "running", "startedAt": data["timestamp"]}
         elif kind == "training.log":
             _require(data, step=int)
-            data = {name: data.get(name) for name in ("step", "loss", "evalLoss", "learningRate", "epoch")}
+            data = {name: data.get(name) for name in LOGGED}
         elif kind == "checkpoint.saved":
             _require(data, step=int)
         elif kind == "training.completed":

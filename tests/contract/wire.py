@@ -20,7 +20,7 @@ UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 TIMEOUT_S = 120.0
 
 _FRAME = re.compile(
-    rb"(?:id: (?P<id>[0-9]+)\n)?(?:event: (?P<event>[a-z]+(?:\.[a-z]+)?)\n)?data: (?P<data>[^\r\n]+)\n\n|: ping\n\n"
+    rb"(?:id: (?P<id>[0-9]+)\n)?(?:event: (?P<event>[a-z_.]+)\n)?data: (?P<data>[^\r\n]+)\n\n|: ping\n\n"
 )
 
 
