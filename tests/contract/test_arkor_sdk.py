@@ -17,6 +17,7 @@ pytestmark = pytest.mark.integration
 
 MESSAGES = [{"role": "user", "content": QUESTION}]
 STEPS, EVAL_EVERY = 240, 60
+TICKET = ["category", "urgency", "summary", "nextAction"]
 TRIAGE = {
     "type": "json_schema",
     "json_schema": {
@@ -24,8 +25,8 @@ TRIAGE = {
         "strict": True,
         "schema": {
             "type": "object",
-            "properties": {name: {"type": "string", "maxLength": 12} for name in ("category", "urgency")},
-            "required": ["category", "urgency"],
+            "properties": {name: {"type": "string", "maxLength": 12} for name in TICKET},
+            "required": TICKET,
             "additionalProperties": False,
         },
     },
@@ -98,7 +99,7 @@ def test_every_checkpoint_answers_in_its_callback_while_training_goes_on(story: 
 
 def test_checkpoint_answers_in_the_form_that_the_default_template_asks_for(story: SimpleNamespace) -> None:
     for *_, formed in story.answers:
-        assert set(json.loads(formed["choices"][0]["message"]["content"])) == {"category", "urgency"}
+        assert set(json.loads(formed["choices"][0]["message"]["content"])) == set(TICKET)
 
 
 def test_no_event_is_lost_or_repeated_over_broken_connections(story: SimpleNamespace) -> None:
