@@ -130,8 +130,10 @@ def _checked(item: Any, number: int) -> CatalogueEntry:
 
 
 def _reason(error: ValidationError) -> str:
-    """One sentence out of pydantic's first finding, with the remedy where the type of the fault tells it."""
-    first = error.errors(include_url=False)[0]
+    """One sentence out of pydantic's findings, with the remedy where the type of the fault tells it."""
+    found = error.errors(include_url=False)
+    # A misspelt key comes first: what else is wrong may only follow from it.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     field = ".".join(str(part) for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")
     match first["type"]:

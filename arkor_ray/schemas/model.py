@@ -82,7 +82,10 @@ class CatalogueEntry(_OwnFile):
             if not _S3_PREFIX.fullmatch(source):
                 raise ValueError("must be s3://bucket/prefix, the folder with the model's config.json")
         elif not (source.startswith("/") or HUB_ID.fullmatch(source)):
-            raise ValueError("must be a Hub id (owner/name), an absolute directory or s3://bucket/prefix")
+            raise ValueError(
+                "must be a Hub id (owner/name), an absolute directory or s3://bucket/prefix; "
+                "the name is taken where there is none"
+            )
         return source
 
     @model_validator(mode="after")
