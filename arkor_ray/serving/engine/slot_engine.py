@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.serving.engine.base_model import BaseModel
 from arkor_ray.serving.engine.batcher import Batcher, Move, Packed, Placing, Sequence
+from arkor_ray.serving.engine.grammar_masks import GrammarMasks
 from arkor_ray.serving.engine.interface import AdapterSource, EngineStats, FinishReason, GenRequest, TokenEvent
 from arkor_ray.serving.engine.lora_weights import LoraWeights
 from arkor_ray.serving.engine.model_runner import ModelRunner
@@ -29,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.05  # how often waiting requests are looked at when nothing runs
 _UNHEALTHY_AFTER = 3  # failed steps in a row
-_MASK_WAIT_S = 0.02  # how long a step waits for grammar masks; a row whose mask is later sits that step out
-_MASK_LIMIT_S = 5.0  # a row whose mask takes longer fails
-_MASKS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class SlotEngine:
         self._counters = _Counters()
         self._reads: SingleFlight[Packed] = SingleFlight()
         self._packers = ThreadPoolExecutor(2, thread_name_prefix="adapter-packer")
-        self._maskers = ThreadPoolExecutor(4, thread_name_prefix="grammar-mask")
+        self._masks = GrammarMasks()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         self._failures = 0
@@ -174,7 +172,7 @@ class SlotEngine:
         self._post(lambda: None)
         self._thread.join()
         self._packers.shutdown(wait=False)
-        self._maskers.shutdown(wait=False, cancel_futures=True)
+        self._masks.close()
 
     # From here to the engine's thread: checks and submission, on the caller's event loop.
 
@@ -213,7 +211,7 @@ class SlotEngine:
             return asyncio.run_coroutine_threadsafe(self._read(request.adapter_id or ""), loop)
 
         sequence = Sequence(request, emit, reread, time.monotonic(), scoring=scoring, packed=packed)
-        self._ask_masks([sequence])
+        self._masks.ask([sequence])
         self._post(lambda: self._batcher.add(sequence))
         return events, sequence
 
@@ -307,37 +305,13 @@ class SlotEngine:
     def _draw(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
         """Gives each sequence a token, but for those whose mask is not there yet: the next step computes their logits
         again, so that no grammar can hold up the other rows."""
-        masks = [s.mask for s in sequences if s.mask is not None]
-        if not masks:
-            self._accept(sequences, sample(logits, [s.sampler for s in sequences]))
-            return
-        wait(masks, _MASK_WAIT_S)
-        ready = []
-        for row, sequence in enumerate(sequences):
-            if sequence.mask is None:
-                ready.append(row)
-            elif not sequence.mask.done():
-                if time.monotonic() - sequence.mask_asked > _MASK_LIMIT_S:
-                    slow = InvalidRequestError("The grammar is too complex to decode by: a step took too long.")
-                    self._fail([sequence], slow)
-            elif error := sequence.mask.exception():
-                self._fail([sequence], _as_arkor(error))
-            else:
-                ready.append(row)
+        ready, masks, failed = self._masks.take(sequences)
+        for sequence, error in failed:
+            self._fail([sequence], _as_arkor(error))
         if ready:
             drawn = [sequences[row] for row in ready]
             logits = logits if len(drawn) == len(sequences) else logits[ready]
-            tokens = sample(logits, [s.sampler for s in drawn], [s.mask.result() if s.mask else None for s in drawn])
-            self._accept(drawn, tokens)
-
-    def _ask_masks(self, sequences: list[Sequence]) -> None:
-        """Has their next masks computed in other threads, while the model computes the logits."""
-        bound = [s for s in sequences if s.request.grammar is not None]
-        for sequence in bound:
-            sequence.mask, sequence.mask_asked = Future(), time.monotonic()
-        # Several to a thread: to hand a mask over takes longer than to compute most of them.
-        for start in range(0, len(bound), _MASKS_PER_THREAD):
-            self._maskers.submit(_compute_masks, bound[start : start + _MASKS_PER_THREAD])
+            self._accept(drawn, sample(logits, [s.sampler for s in drawn], masks))
 
     def _accept(self, sequences: list[Sequence], tokens: list[int | None]) -> None:
         done: list[Sequence] = []
@@ -358,7 +332,7 @@ class SlotEngine:
             self._counters.generated_tokens += 1
             sequence.emit(TokenEvent(token, reason))
             (going if reason is None else done).append(sequence)
-        self._ask_masks(going)
+        self._masks.ask(going)
         if done:
             self._remove(done)
 
@@ -423,15 +397,6 @@ class SlotEngine:
                 loop.call_soon_threadsafe(_call_all, sends)
             except RuntimeError:  # the loop is closed: nobody is left to hear, and nobody to cancel
                 logger.warning("%d events had no event loop to go to.", len(sends))
-
-
-def _compute_masks(sequences: list[Sequence]) -> None:
-    for sequence in sequences:
-        assert sequence.mask is not None and sequence.request.grammar is not None
-        try:
-            sequence.mask.set_result(sequence.request.grammar.mask())
-        except Exception as error:  # told where the row is drawn
-            sequence.mask.set_exception(error)
 
 
 def _after(sequence: Sequence, token: int) -> FinishReason | None:

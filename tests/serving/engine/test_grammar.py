@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from arkor_ray.errors import InternalError, InvalidRequestError
-from arkor_ray.serving.engine import slot_engine
+from arkor_ray.serving.engine import grammar_masks
 from arkor_ray.serving.engine.interface import FinishReason, GenRequest
 from arkor_ray.serving.engine.slot_engine import SlotEngine
 from tests.serving.conftest import MemorySource
@@ -108,7 +108,7 @@ async def test_late_mask_delays_its_own_row_only(llama, make_engine):
 
 
 async def test_mask_that_never_comes_fails_its_own_request(llama, make_engine, monkeypatch):
-    monkeypatch.setattr(slot_engine, "_MASK_LIMIT_S", 0.05)
+    monkeypatch.setattr(grammar_masks, "LIMIT_S", 0.05)
     engine, release, grammar = make_engine(llama), threading.Event(), Script(*STEPS)
     grammar.before_mask = lambda step: step != 2 or release.wait(10)
     with pytest.raises(InvalidRequestError, match="too complex"):
