@@ -40,8 +40,8 @@ def check_reachable(settings: Settings) -> None:
     outcome: list[str] = []
 
     def look() -> None:
-        try:  # the key belongs to no job: that there is no such object is an answer too
-            store.head(layout.manifest_key(layout.final_adapter_id("reachable")))
+        try:
+            store.head(layout.probe_key())
             outcome.append("")
         except Exception as error:  # told below, whatever it is
             outcome.append(str(error))

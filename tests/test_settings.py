@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import pytest
@@ -13,8 +14,6 @@ from arkor_ray.settings import Settings
 
 @pytest.fixture(autouse=True)
 def no_settings_of_this_machine(monkeypatch):
-    import os
-
     for name in list(os.environ):
         if name.startswith("ARKOR_RAY_"):
             monkeypatch.delenv(name)

@@ -52,6 +52,4 @@ def of_parts(db: Database, store: ObjectStore) -> Readiness:
         with db.read() as session:
             session.execute(text("SELECT 1 FROM leases WHERE 1 = 0"))  # also fails while the schema is missing
 
-    # The key belongs to no job: whether the object exists does not matter, only that the store can tell.
-    probe = layout.manifest_key(layout.final_adapter_id("readyz"))
-    return Readiness({"database": database, "storage": lambda: store.head(probe)})
+    return Readiness({"database": database, "storage": lambda: store.head(layout.probe_key())})

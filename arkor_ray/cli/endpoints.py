@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from arkor_ray.cli.checkpoints import Final, Step, chosen
 from arkor_ray.cli.connection import ApiUrl, AsJson, ProjectSlug, connect
-from arkor_ray.cli.output import age, print_json, print_table
+from arkor_ray.cli.output import SECRET_COLUMNS, age, print_json, print_table, secret_row
 from arkor_ray.client.calls import FINAL, AdapterRef
 from arkor_ray.client.client import Client
 from arkor_ray.errors import InvalidRequestError
@@ -140,18 +140,8 @@ def list_keys(endpoint: Named, api_url: ApiUrl = None, project: ProjectSlug = No
     if as_json:
         print_json(listed)
         return
-    rows = [
-        (
-            each.id,
-            each.label,
-            f"{each.prefix}…",
-            "valid" if each.enabled else "revoked",
-            age(each.created_at),
-            age(each.last_used_at) or "never",
-        )
-        for each in listed
-    ]
-    print_table(("KEY", "LABEL", "PREFIX", "STATE", "CREATED", "USED"), rows, empty="This endpoint has no keys.")
+    rows = [secret_row(each, valid=each.enabled) for each in listed]
+    print_table(("KEY", *SECRET_COLUMNS), rows, empty="This endpoint has no keys.")
 
 
 @keys.command("create")

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from arkor_ray.schemas.base import WireModel
+from arkor_ray.schemas.endpoint import EndpointKey
+from arkor_ray.schemas.identity import Token
 from arkor_ray.schemas.job import Job
 
 STYLES = {"queued": "yellow", "running": "cyan", "completed": "green", "failed": "red", "cancelled": "magenta"}
@@ -44,6 +46,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
 
 def status_text(job: Job) -> str:
     return f"[{STYLES[job.status]}]{job.status}[/]"
+
+
+SECRET_COLUMNS = ("LABEL", "PREFIX", "STATE", "CREATED", "USED")  # after the one with its id
+
+
+def secret_row(listed: EndpointKey | Token, *, valid: bool) -> tuple[str, ...]:
+    """A key or a token in a list, without its secret: its id, then `SECRET_COLUMNS`."""
+    state = "valid" if valid else "revoked"
+    used = age(listed.last_used_at) or "never"
+    return listed.id, listed.label, f"{listed.prefix}…", state, age(listed.created_at), used
 
 
 def age(moment: datetime | None) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from arkor_ray.cli.connection import ApiUrl, AsJson, connect
-from arkor_ray.cli.output import age, print_json, print_table
+from arkor_ray.cli.output import SECRET_COLUMNS, print_json, print_table, secret_row
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens of your organisation.")
 
@@ -70,18 +70,8 @@ def list_tokens(api_url: ApiUrl = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(tokens)
         return
-    rows = [
-        (
-            each.id,
-            each.label,
-            f"{each.prefix}…",
-            "revoked" if each.revoked_at else "valid",
-            age(each.created_at),
-            age(each.last_used_at) or "never",
-        )
-        for each in tokens
-    ]
-    print_table(("TOKEN", "LABEL", "PREFIX", "STATE", "CREATED", "USED"), rows, empty="There are no tokens.")
+    rows = [secret_row(each, valid=each.revoked_at is None) for each in tokens]
+    print_table(("TOKEN", *SECRET_COLUMNS), rows, empty="There are no tokens.")
 
 
 @app.command()

@@ -15,8 +15,8 @@ from arkor_ray.client.adapter_download import AdapterFolder
 from arkor_ray.client.calls import AdapterDetail, AdapterRef, Call, Flow, JobDetail
 from arkor_ray.client.event_stream import NAMED_JOB_STATUSES, EventFollower
 from arkor_ray.client.inference import aiter_text
-from arkor_ray.client.run_export import whole_file
 from arkor_ray.client.session import LIMITS, Session, ensure_project
+from arkor_ray.client.whole_file import whole_file
 from arkor_ray.errors import ArkorError
 from arkor_ray.schemas.checkpoint import Checkpoint
 from arkor_ray.schemas.endpoint import AuthMode, Endpoint, EndpointKey, IssuedEndpointKey, RetentionMode

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from arkor_ray.client.whole_file import whole_file
 from arkor_ray.errors import InvalidRequestError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -163,9 +163,5 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 def _write_object(path: Path, value: dict[str, Any], *, mode: int) -> None:
     """Atomic, and never readable by others for a moment: another process may read or write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if mode == 0o600 else 0o755)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-    Path(temporary).chmod(mode)
-    Path(temporary).replace(path)
+    with whole_file(path, mode) as file:
+        file.write(f"{json.dumps(value, indent=2)}\n".encode())

@@ -6,7 +6,6 @@ sees with one small read that something changed, and by the rows' numbers what (
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from arkor_ray.db.identities import digest
-from arkor_ray.db.tables import CheckpointRow, CounterRow, EndpointKeyRow, EndpointRow
+from arkor_ray.db.tables import ID, CheckpointRow, CounterRow, EndpointKeyRow, EndpointRow
 from arkor_ray.errors import ConflictError, NotFoundError
 from arkor_ray.schemas.base import utcnow
 
@@ -26,7 +25,6 @@ KEY_BYTES = 32
 SHOWN_CHARACTERS = len(KEY_PREFIX) + 8  # of a key, so that its owner recognises it in a list
 
 _COUNTER = "endpoints"
-_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def get(session: Session, project_id: str, endpoint_id: str) -> EndpointRow:
     One of another project is as unknown as one that never was.
     """
     endpoint = None
-    if _ID.fullmatch(endpoint_id):
+    if ID.fullmatch(endpoint_id):
         where = (EndpointRow.id == endpoint_id, EndpointRow.project_id == project_id)
         endpoint = session.scalar(select(EndpointRow).where(*where))
     if endpoint is None:
@@ -139,7 +137,7 @@ def revoke_key(session: Session, project_id: str, endpoint_id: str, key_id: str)
     """From now on the key is refused; it stays listed. Raises NotFoundError also if the endpoint has no such key."""
     number = _begin_change(session)
     endpoint = get(session, project_id, endpoint_id)
-    key = session.get(EndpointKeyRow, key_id) if _ID.fullmatch(key_id) else None
+    key = session.get(EndpointKeyRow, key_id) if ID.fullmatch(key_id) else None
     if key is None or key.endpoint_id != endpoint.id:
         raise NotFoundError(f"No key {key_id[:64]!r} of this endpoint")
     if key.revoked_at is None:

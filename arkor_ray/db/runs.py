@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -12,12 +11,11 @@ from sqlalchemy import and_, delete, insert, or_, select
 from sqlalchemy.orm import Session
 
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import EndpointRow, RunRow, new_id
+from arkor_ray.db.tables import ID, EndpointRow, RunRow, new_id
 from arkor_ray.errors import NotFoundError
 from arkor_ray.schemas.base import utcnow
 
 PAGE = 200
-_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def list_runs(session: Session, endpoint_id: str, *, limit: int, before: str | N
     """
     query = select(RunRow).where(RunRow.endpoint_id == endpoint_id)
     if before is not None:
-        last = session.get(RunRow, before) if _ID.fullmatch(before) else None
+        last = session.get(RunRow, before) if ID.fullmatch(before) else None
         if last is None or last.endpoint_id != endpoint_id:
             raise NotFoundError(
                 f"before: no run {before[:64]!r} of this endpoint; it may have been swept, so list anew", param="before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -51,6 +52,9 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[Any]: JSON}
+
+
+ID = re.compile(r"[A-Za-z0-9-]{1,64}")  # what may be one; anything else that a user sends is not asked for
 
 
 def new_id() -> str:

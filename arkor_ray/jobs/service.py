@@ -7,7 +7,7 @@ import re
 from sqlalchemy.orm import Session
 
 from arkor_ray.db import checkpoints, identities, jobs
-from arkor_ray.db.tables import CheckpointRow, JobRow
+from arkor_ray.db.tables import ID, CheckpointRow, JobRow
 from arkor_ray.errors import ConflictError, NotFoundError, RateLimitError
 from arkor_ray.events import publisher
 from arkor_ray.jobs.admission import AcceptedJob
@@ -16,7 +16,6 @@ from arkor_ray.schemas import event
 from arkor_ray.schemas.chat import CheckpointAdapter, FinalAdapter
 from arkor_ray.schemas.job import Job, JobStatus, hide_token
 
-_JOB_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _STEP = re.compile(r"[0-9]{1,9}", re.ASCII)
 MAX_STEP = 10**9  # well below what an integer column holds
 RETRY_FULL_QUEUE_S = 30.0
@@ -62,14 +61,14 @@ def cancel(session: Session, project_id: str, job_id: str) -> None:
 
 def find(session: Session, project_id: str, job_id: str) -> JobRow:
     """The job of this project; one of another project is as unknown as one that never was."""
-    if not _JOB_ID.fullmatch(job_id):
+    if not ID.fullmatch(job_id):
         raise NotFoundError("No such job in this project: that is no job id")
     return jobs.get(session, project_id, job_id)
 
 
 def find_as_member(session: Session, identity_id: str, job_id: str) -> JobRow:
     """The job wherever it is, if the identity is a member of its organisation: for URLs that carry no scope."""
-    job = session.get(JobRow, job_id) if _JOB_ID.fullmatch(job_id) else None
+    job = session.get(JobRow, job_id) if ID.fullmatch(job_id) else None
     if job is None or job.org_id not in {org.id for org in identities.orgs_of(session, identity_id)}:
         raise NotFoundError(f"No job {job_id[:64]}")
     return job

@@ -69,6 +69,8 @@ class ChatTokenizer:
 
     def decoder(self, shown: Collection[str] = ()) -> Callable[[list[int]], str]:
         """As `decode`, but the special tokens in `shown` stay in the text."""
+        if not shown:  # most requests: to list the vocabulary's special tokens takes a while
+            return self.decode
         special = set(self.tokenizer.all_special_ids)
         added = self.tokenizer.get_added_vocab()
         hidden = special - {added[token] for token in shown if token in added}

@@ -45,6 +45,11 @@ def manifest_key(adapter_id: str) -> str:
     return adapter_prefix(adapter_id) + MANIFEST_NAME
 
 
+def probe_key() -> str:
+    """Of no job. Whether it is there does not matter: asking shows that the store answers."""
+    return manifest_key(final_adapter_id("readyz"))
+
+
 def job_adapters_prefix(job_id: str) -> str:
     """Begins the keys of all adapters of a job, and of no other job as long as ids are of one length."""
     return f"adapters/{_checked_id(job_id)}-"

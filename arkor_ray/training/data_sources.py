@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import httpx
 from arkor_ray.errors import DatasetError, ObjectNotFoundError, ServiceUnavailableError
 from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource, is_public_address
 from arkor_ray.schemas.job import JobConfig
+from arkor_ray.schemas.model import HUB_ID
 from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
 from arkor_ray.training.job_spec import DatasetPolicy
@@ -94,7 +94,7 @@ def parse_rows(data: bytes) -> Iterator[Row]:
 
 def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetPolicy) -> dict[str, list[Row]]:
     """`datasets.load_dataset` with name, subset and split untouched; private ones by the server's own Hub token."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source.name) or Path(source.name).exists():
+    if not HUB_ID.fullmatch(source.name) or Path(source.name).exists():
         raise DatasetError(f"{source.name!r} is no data set name of the Hub; write owner/name.")
     import datasets
 
