@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from typing import Any, Protocol
 
 from arkor_ray.errors import TrainingError
@@ -28,6 +29,10 @@ class EventSink(Protocol):
 
     def log(self, entry: dict[str, Any]) -> None:
         """{"step": int, "loss"?, "eval_loss"?, "learning_rate"?, "epoch"?, "samples_per_second"?}; floats may be nan."""
+
+    def unrecorded(self) -> list[dict[str, Any]]:
+        """Log entries not yet known to be durable, in their order. A resume state carries them: they would be lost with this
+        process, and the run that goes on from there does not pass their steps again."""
 
     def notice(self, type: str, data: dict[str, Any]) -> None:
         """An event of our own, such as "checkpoint.delayed"."""
@@ -58,6 +63,9 @@ class NullEventSink:
     def checkpoint(self, manifest: dict[str, Any]) -> None: ...
     def flush(self, timeout: float) -> None: ...
     def close(self) -> None: ...
+
+    def unrecorded(self) -> list[dict[str, Any]]:
+        return []
 
     def should_stop(self) -> bool:
         return False
@@ -109,6 +117,9 @@ class RayEventSink:
         self._checkpoints: queue.Queue[tuple[int, dict[str, Any]] | None] = queue.Queue()
         self._progress = threading.Condition()
         self._told = self._durable = 0  # reports of the first lane: handed to us, and acknowledged
+        self._unrecorded: deque[tuple[int, dict[str, Any]]] = (
+            deque()
+        )  # log entries, each with its place among the reports
         self._announcing = 0  # checkpoints not yet acknowledged
         self._error: Exception | None = None
         self._stop = threading.Event()
@@ -120,7 +131,13 @@ class RayEventSink:
         self._report("started", metadata)
 
     def log(self, entry: dict[str, Any]) -> None:
-        self._report("log", entry)
+        with self._progress:
+            self._report("log", entry)
+            self._unrecorded.append((self._told, entry))
+
+    def unrecorded(self) -> list[dict[str, Any]]:
+        with self._progress:
+            return [entry for _, entry in self._unrecorded]
 
     def notice(self, type: str, data: dict[str, Any]) -> None:
         self._report("notice", type, data)
@@ -169,9 +186,11 @@ class RayEventSink:
                     self._reports.put(None)
                     break
                 batch.append(following)
-            self._call("tell", batch)
+            recorded = self._call("tell", batch)
             with self._progress:
                 self._durable += len(batch)
+                while recorded and self._unrecorded and self._unrecorded[0][0] <= self._durable:
+                    self._unrecorded.popleft()
                 self._progress.notify_all()
 
     def _send_checkpoints(self) -> None:
@@ -184,15 +203,16 @@ class RayEventSink:
                 self._announcing -= 1
                 self._progress.notify_all()
 
-    def _call(self, method: str, *args: Any) -> None:
-        """Returns when the recorder has it for good; what it refuses is raised again by flush()."""
+    def _call(self, method: str, *args: Any) -> Any:
+        """Its answer, when the recorder has it for good; None if it refused, which flush() raises again."""
         import ray
 
         try:
-            ray.get(getattr(self._recorder, method).remote(*args))
+            return ray.get(getattr(self._recorder, method).remote(*args))
         except Exception as error:
             logger.error("The recorder refused %s: %s", method, error)
             self._error = self._error or error
+            return None
 
     def _watch_stop(self) -> None:
         import ray

@@ -65,9 +65,13 @@ class Recorder:
         self._ended = False
         self._checked_at = 0.0
 
-    async def tell(self, reports: list[tuple[str, tuple[Any, ...]]]) -> None:
-        """Several reports of a worker, as (method, arguments): written in their order, in one transaction if they fit."""
+    async def tell(self, reports: list[tuple[str, tuple[Any, ...]]]) -> bool:
+        """Several reports of a worker, as (method, arguments): written in their order, in one transaction if they fit.
+
+        False if any was dropped, because the job has ended or a newer attempt runs.
+        """
         await asyncio.gather(*(getattr(self, method)(*args) for method, args in reports))
+        return not self._ended
 
     async def started(self, metadata: dict[str, Any]) -> None:
         await self._write(lambda s: publisher.start(s, self._job_id, {"metadata": metadata}, attempt=self._attempt))

@@ -29,7 +29,7 @@ class Progress:
     """Where a run stands after `step` updates, besides weights and optimizer. The data order follows from step and seed.
 
     `logged_*` is what the next log entry already holds of steps before it, for `logging_steps` above 1;
-    `train_seconds` is time spent in all attempts.
+    `train_seconds` is time spent in all attempts; `unrecorded` are log entries to be told again.
     """
 
     step: int = 0
@@ -38,6 +38,7 @@ class Progress:
     last_loss: float | None = None
     last_eval_loss: float | None = None
     train_seconds: float = 0.0
+    unrecorded: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     del resume
     run = Run(config, learner, tokenizer, identity, store, sink, progress)
     sink.started({**learner.metadata(), **due.metadata(), "model": job.model, "train_samples": len(train)})
-    run.announce_committed()
+    run.tell_again()
 
     stopped = False
     try:
@@ -157,8 +157,11 @@ class Run:
     def storage_failed(self) -> bool:
         return self._writer is not None and self._writer.failed
 
-    def announce_committed(self) -> None:
-        """Checkpoints whose manifest was committed but perhaps never announced, because the last attempt died in between."""
+    def tell_again(self) -> None:
+        """What the last attempt perhaps did not get to tell: log entries up to its checkpoint, and committed checkpoints."""
+        for entry in self._progress.unrecorded:
+            self._sink.log(entry)
+        self._progress.unrecorded = []
         if self._writer is not None and self._progress.step:
             for manifest in committed_manifests(self._store, self._job_id):
                 self._sink.checkpoint(manifest.model_dump(mode="json"))
@@ -228,7 +231,8 @@ class Run:
     def _submit(self, state: Any, data: TokenizedDataset, *, final: bool) -> None:
         probe = self._learner.probe(data)
         if self._writer is not None:
-            self._writer.submit(Snapshot(state, replace(self._progress), self._metrics(), probe, final))
+            progress = replace(self._progress, unrecorded=self._sink.unrecorded())
+            self._writer.submit(Snapshot(state, progress, self._metrics(), probe, final))
 
     def _metrics(self) -> dict[str, float | None]:
         """In the manifest and in training.completed: `final_loss` is the last one logged, `total_time` in seconds."""

@@ -124,6 +124,25 @@ def test_log_entries_average_over_tokens_since_the_last_also_across_a_restart(ba
         assert losses[last] == pytest.approx(mean, abs=1e-5)
 
 
+class UnheardSink(ListEventSink):
+    """Tells of no log entry that it is durable, as when the recorder is away until the process dies."""
+
+    def unrecorded(self):
+        return self.of("log")
+
+
+def test_log_entries_that_were_not_recorded_when_a_checkpoint_was_made_are_told_again(base, tmp_path) -> None:
+    spec = make_spec(tmp_path, base, maxSteps=6, saveSteps=2)
+    stopped, resumed = UnheardSink(stop_after_step=2), ListEventSink()
+    run_bare(spec, stopped)
+    run_bare(spec, resumed)
+    before, after = stopped.of("log"), resumed.of("log")
+    assert [entry["step"] for entry in before] == [1, 2, 3]
+    assert after[:3] == before
+    assert [entry["step"] for entry in after] == [1, 2, 3, 4, 5, 6]
+    assert resumed.calls[0][0] == "started"
+
+
 def _supervised_tokens(spec) -> dict[int, int]:
     from arkor_ray.training.data import prepare_data
     from arkor_ray.training.model import load_tokenizer

@@ -30,6 +30,7 @@ class FakeRecorder:
         self.serving = threading.Event()
         self.serving.set()
         self.refusing = False
+        self.dropping = False  # as a recorder does whose attempt is over
 
     def __getattr__(self, name: str) -> Method:
         return Method(self, name)
@@ -49,7 +50,8 @@ class FakeRecorder:
             assert self.serving.wait(WAIT_S)
             self.told.append((name, args[0]["step"]))
         elif name == "tell":
-            self.told += [(method, rest[0].get("step")) for method, rest in args[0]]
+            self.told += [(method, rest[0].get("step")) for method, rest in args[0] if not self.dropping]
+            return not self.dropping
         return None
 
 
@@ -112,3 +114,17 @@ def test_no_call_carries_more_than_it_may(sink, recorder, monkeypatch):
         sink.log({"step": step})
     sink.flush(WAIT_S)
     assert [step for _, step in recorder.told] == list(range(20))
+
+
+def test_log_entries_count_as_unrecorded_until_the_recorder_has_them(sink, recorder):
+    sink.log({"step": 1})
+    sink.flush(WAIT_S)
+    assert sink.unrecorded() == []
+    recorder.dropping = True
+    sink.log({"step": 2})
+    sink.flush(WAIT_S)
+    recorder.dropping, recorder.refusing = False, True
+    sink.log({"step": 3})
+    with pytest.raises(TrainingError, match="refused"):
+        sink.flush(WAIT_S)
+    assert [entry["step"] for entry in sink.unrecorded()] == [2, 3]

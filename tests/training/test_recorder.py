@@ -170,8 +170,7 @@ def test_a_recorder_of_a_lost_attempt_writes_nothing_and_says_stop(db, job_id, s
         with db.write() as session:
             jobs.charge_retry(session, job_id, attempt=1, retry_at=utcnow(), charged=True)
             assert jobs.claim_attempt(session, job_id, attempt=2, submission_id="s-2")
-        await lost.log({"step": 1, "loss": 1.0})
-        return await lost.should_stop()
+        return await lost.tell([("log", ({"step": 1, "loss": 1.0},))]), await lost.should_stop()
 
-    assert run(story()) is True
+    assert run(story()) == (False, True)
     assert told(db, job_id) == [(event.STARTED, None)]
