@@ -2,8 +2,9 @@
 
 adapters/<job_id>-step-<n>/       a PEFT folder for each checkpoint; manifest.json comes last and makes it one
 adapters/<job_id>-final/          the same for the finished job
-resume/<job_id>/step-<00000000>/  what training needs to go on from that step
-datasets/<job_id>/                rows that came with the job
+resume/<job_id>/step-<00000000>/  what training needs to go on from that step; state.json comes last
+datasets/<job_id>/                rows that came with the job; index.json comes last
+doctor/<id>/                      what `arkor-ray doctor` writes and removes
 
 Keys are made of ids, never of names that a user chose. An id that is not made of letters, digits and dashes raises
 `ValueError`.
@@ -12,8 +13,13 @@ Keys are made of ids, never of names that a user chose. An id that is not made o
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from enum import StrEnum
 
+# Written last and deleted first: without it the rest of its folder counts for nothing.
 MANIFEST_NAME = "manifest.json"
+RESUME_INDEX_NAME = "state.json"
+DATASET_INDEX_NAME = "index.json"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 _ADAPTER_ID = re.compile(r"(?P<job_id>[A-Za-z0-9][A-Za-z0-9-]{0,99}?)-(?:step-(?P<step>0|[1-9][0-9]*)|final)")
@@ -66,6 +72,47 @@ def resume_prefix(job_id: str, step: int) -> str:
 
 def dataset_prefix(job_id: str) -> str:
     return f"datasets/{_checked_id(job_id)}/"
+
+
+def doctor_prefix(run_id: str) -> str:
+    return f"doctor/{_checked_id(run_id)}/"
+
+
+class Kind(StrEnum):
+    ADAPTER = "adapter"
+    RESUME = "resume"
+    DATASET = "dataset"
+    DOCTOR = "doctor"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a key belongs to. `step` is None for a final adapter, and for what has none."""
+
+    prefix: str
+    kind: Kind
+    job_id: str  # "" for what is of no job
+    step: int | None
+    last_written: str  # a name, "" where the order does not matter
+
+
+_FOLDERS = (
+    (Kind.ADAPTER, rf"adapters/{_ADAPTER_ID.pattern}/", MANIFEST_NAME),
+    (Kind.RESUME, rf"resume/(?P<job_id>{_ID.pattern})/step-(?P<step>[0-9]{{8,}})/", RESUME_INDEX_NAME),
+    (Kind.DATASET, rf"datasets/(?P<job_id>{_ID.pattern})/", DATASET_INDEX_NAME),
+    (Kind.DOCTOR, rf"doctor/{_ID.pattern}/", ""),
+)
+
+
+def folder_of(key: str) -> Folder | None:
+    """The folder that a key of ours is in, at any depth; None for a key that this module did not make."""
+    for kind, pattern, last_written in _FOLDERS:
+        match = re.match(pattern, key)
+        if match is not None and match.end() < len(key):
+            found = match.groupdict()
+            step = found.get("step")
+            return Folder(match[0], kind, found.get("job_id", ""), None if step is None else int(step), last_written)
+    return None
 
 
 def _checked_id(value: str) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError
 from arkor_ray.storage.atomic_file import replacing, sync
 from arkor_ray.storage.keys import check_folder, check_key, check_prefix
-from arkor_ray.storage.object_store import ObjectInfo
+from arkor_ray.storage.object_store import ObjectInfo, Upload
 
 # Objects are written here and then moved to their key; keys cannot begin with a dot.
 _INCOMING = ".incoming"
@@ -78,8 +78,25 @@ class LocalStore:
 
     def delete_prefix(self, prefix: str) -> None:
         check_folder(prefix)
-        for info in self.list(prefix):
-            self.delete(info.key)
+        self.delete_all([info.key for info in self.list(prefix)])
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.delete(key)
+
+    def uploads(self) -> Iterator[Upload]:
+        with self._errors("list", _INCOMING):
+            found = sorted((self.root / _INCOMING).glob("*"))
+        for path in found:
+            with suppress(FileNotFoundError), self._errors("list", _INCOMING):  # published, or given up
+                yield Upload("", path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC))
+
+    def abort(self, upload: Upload) -> None:
+        with self._errors("delete", _INCOMING):
+            (self.root / _INCOMING / Path(upload.id).name).unlink(missing_ok=True)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
+
+from arkor_ray.storage.retry import RetryPolicy
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,15 @@ class ObjectInfo:
     key: str
     size: int
     modified: datetime
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Room that an unfinished write takes; readers do not see it. `key` is "" where a store does not know the object's."""
+
+    key: str
+    id: str
+    begun: datetime
 
 
 class ObjectStore(Protocol):
@@ -55,12 +66,24 @@ class ObjectStore(Protocol):
     def delete_prefix(self, prefix: str) -> None:
         """Removes every object under `prefix`, which ends with "/", one by one and in no promised order."""
 
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Removes these objects, several at a time and in no promised order."""
 
-def open_store(url: str, *, endpoint_url: str | None = None) -> ObjectStore:
+    def uploads(self) -> Iterator[Upload]:
+        """Every write that was begun and not finished: those under way, and those whose writer died."""
+
+    def abort(self, upload: Upload) -> None:
+        """Gives an upload's room back; its writer, if it lives, fails. Nothing happens when it has ended."""
+
+    def now(self) -> datetime:
+        """The time by the clock that `ObjectInfo.modified` and `Upload.begun` are of."""
+
+
+def open_store(url: str, *, endpoint_url: str | None = None, retry: RetryPolicy | None = None) -> ObjectStore:
     """The store behind `file:///absolute/directory` or `s3://bucket/prefix`; opening one makes no request.
 
-    `endpoint_url` is for S3 services other than AWS. Raises `ValueError` for any other URL, `ImportError` when the
-    package that an S3 store needs is not installed.
+    `endpoint_url` is for S3 services other than AWS, `retry` for those who would rather know soon. Raises `ValueError` for
+    any other URL, `ImportError` when the package that an S3 store needs is not installed.
     """
     # Taken apart by hand: urlsplit would drop what follows "?" or "#" in a folder's name.
     if url.startswith("file:"):
@@ -74,7 +97,7 @@ def open_store(url: str, *, endpoint_url: str | None = None) -> ObjectStore:
         from arkor_ray.storage.s3 import S3Store
 
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        return S3Store(bucket, prefix, endpoint_url=endpoint_url)
+        return S3Store(bucket, prefix, endpoint_url=endpoint_url, retry=retry)
     raise ValueError(
         f"Storage URL {url!r} is of no known kind. Write file:///absolute/directory or s3://bucket/prefix."
     )

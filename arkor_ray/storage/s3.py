@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError
 from arkor_ray.storage.atomic_file import replacing
 from arkor_ray.storage.keys import check_folder, check_key, check_prefix
-from arkor_ray.storage.object_store import ObjectInfo
+from arkor_ray.storage.object_store import ObjectInfo, Upload
 from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.storage.s3_requests import ClientError, S3Requests, error_code, error_status
 
@@ -45,8 +47,7 @@ class S3Store:
 
     Transfers of more than 16 MiB go in parallel parts, each retried on its own, so an outage repeats a few parts and
     not the file (boto3's own transfer manager starts the file again). A process killed in the middle of a large upload
-    leaves parts that are visible to nobody but cost room; a lifecycle rule (AbortIncompleteMultipartUpload) on the
-    bucket clears them.
+    leaves parts that are visible to nobody but cost room: `uploads` tells them, `abort` gives the room back.
     """
 
     def __init__(
@@ -156,8 +157,53 @@ class S3Store:
 
     def delete_prefix(self, prefix: str) -> None:
         check_folder(prefix)
+        self.delete_all(info.key for info in self.list(prefix))
+
+    def delete_all(self, keys: Iterable[str]) -> None:
         # One by one: not every service has the request for many, nor the checksum that boto3 sends with it.
-        _in_parallel(lambda info, _: self.delete(info.key), self.list(prefix))
+        _in_parallel(lambda key, _: self.delete(key), keys)
+
+    def uploads(self) -> Iterator[Upload]:
+        key, upload_id = "", ""
+        while True:
+            page = self._requests.send(
+                "list of uploads",
+                self._prefix,
+                lambda s3, _, key=key, upload_id=upload_id: s3.list_multipart_uploads(  # type: ignore[misc]
+                    Bucket=self._bucket,
+                    Prefix=self._prefix,
+                    **({"KeyMarker": key, "UploadIdMarker": upload_id} if key else {}),
+                ),
+            )
+            for found in page.get("Uploads", []):
+                yield Upload(found["Key"].removeprefix(self._prefix), found["UploadId"], found["Initiated"])
+            if not page.get("IsTruncated"):
+                return
+            key, upload_id = page["NextKeyMarker"], page["NextUploadIdMarker"]
+
+    def abort(self, upload: Upload) -> None:
+        name = self._name(upload.key)
+
+        def abort(s3: S3Client, _: int) -> None:
+            try:
+                s3.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload.id)
+            except ClientError as error:
+                if error_code(error) != "NoSuchUpload":
+                    raise
+
+        self._requests.send("abort of an upload", name, abort)
+
+    def now(self) -> datetime:
+        def ask(s3: S3Client, _: int) -> datetime:
+            try:
+                answer: Any = s3.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+            except ClientError as error:
+                if error_status(error) >= 500:
+                    raise
+                answer = error.response  # a refusal tells the time too, even one because of it
+            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+
+        return self._requests.send("list", self._prefix, ask)
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)

@@ -42,7 +42,7 @@ def load_rows(job_id: str, config: JobConfig, store: ObjectStore, policy: Datase
     Raises DatasetError when the user must act, ServiceUnavailableError when trying later may help.
     """
     prefix = layout.dataset_prefix(job_id)
-    index_key = prefix + "index.json"  # written last: without it, nothing else counts
+    index_key = prefix + layout.DATASET_INDEX_NAME  # written last: without it, nothing else counts
     try:
         names = json.loads(store.get(index_key))
         return {name: list(parse_rows(store.get(f"{prefix}{name}.jsonl"))) for name in names}

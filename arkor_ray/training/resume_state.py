@@ -20,7 +20,7 @@ from arkor_ray.training.portable_state import PortableState, Tensors
 logger = logging.getLogger(__name__)
 
 TENSORS_FILE = "state.safetensors"
-INDEX_FILE = "state.json"
+INDEX_FILE = layout.RESUME_INDEX_NAME
 FORMAT = 1
 
 

@@ -80,3 +80,29 @@ def test_negative_steps_are_refused() -> None:
     for key in (layout.adapter_id, layout.resume_prefix):
         with pytest.raises(ValueError, match="no step"):
             key(JOB, -1)
+
+
+@pytest.mark.parametrize(
+    ("key", "folder"),
+    [
+        (layout.manifest_key(layout.adapter_id(JOB, 7)), (layout.Kind.ADAPTER, JOB, 7, "manifest.json")),
+        (layout.manifest_key(layout.final_adapter_id(JOB)), (layout.Kind.ADAPTER, JOB, None, "manifest.json")),
+        (layout.adapter_prefix(layout.adapter_id(JOB, 7)) + "a/b", (layout.Kind.ADAPTER, JOB, 7, "manifest.json")),
+        (layout.resume_prefix(JOB, 7) + "state.safetensors", (layout.Kind.RESUME, JOB, 7, "state.json")),
+        (layout.dataset_prefix(JOB) + "train.jsonl", (layout.Kind.DATASET, JOB, None, "index.json")),
+        (layout.doctor_prefix(JOB) + "small", (layout.Kind.DOCTOR, "", None, "")),
+    ],
+)
+def test_a_key_tells_its_folder(key: str, folder: tuple[object, ...]) -> None:
+    found = layout.folder_of(key)
+    assert found is not None
+    assert key.startswith(found.prefix)
+    assert (found.kind, found.job_id, found.step, found.last_written) == folder
+
+
+@pytest.mark.parametrize(
+    "key", ["", "notes.txt", "adapters/x", f"adapters/{JOB}/manifest.json", f"resume/{JOB}/7/state.json",
+            "models/llama/config.json", f"old/adapters/{JOB}-final/manifest.json", f"adapters/{JOB}-final/"]
+)  # fmt: skip
+def test_a_key_that_is_not_ours_has_no_folder(key: str) -> None:
+    assert layout.folder_of(key) is None
