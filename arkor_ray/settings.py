@@ -73,6 +73,14 @@ class Settings(BaseSettings):
     max_workers_per_job: int = Field(default=64, ge=1, description="Highest numWorkers that a job may ask for.")
     max_running_jobs: int = Field(default=8, ge=1, description="Jobs launched at a time; the others wait as queued.")
     job_max_retries: int = Field(default=5, ge=0, description="Relaunches of a job after an infrastructure failure.")
+    resume_state_days: float = Field(
+        default=7, ge=0, description="How long an ended job's resume states and data are kept; 0: about an hour."
+    )
+    adapter_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="How long an ended job's adapters are kept, besides its last one and those served; empty: for ever.",
+    )
     cancel_grace_s: float = Field(
         default=20.0, gt=0, description="Time for a cancelled job to save and stop by itself."
     )

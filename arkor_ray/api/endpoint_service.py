@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from arkor_ray.api.deps import ProjectScope, Services
 from arkor_ray.db import endpoints
 from arkor_ray.db.tables import EndpointKeyRow, EndpointRow
-from arkor_ray.errors import ConflictError, ModelError, NotFoundError
+from arkor_ray.errors import ConflictError, GoneError, ModelError, NotFoundError
 from arkor_ray.jobs import service as jobs
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.schemas.endpoint import (
@@ -160,7 +160,7 @@ def _resolve(
         adapter = target.adapter
         try:
             _, row = jobs.find_adapter(session, project_id, adapter)
-        except (ConflictError, NotFoundError) as error:
+        except (ConflictError, GoneError, NotFoundError) as error:
             raise type(error)(error.message, param="target.adapter") from error
         named = adapter.model_dump(by_alias=True, include={"kind", "job_id", "step"})
         columns: dict[str, Any] = {"target": {"kind": "adapter", "adapter": named}, "adapter_id": row.adapter_id}

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from arkor_ray.api.bodies import Model, ModelList, OpenAIModel
 from arkor_ray.api.completion import ChatTarget
 from arkor_ray.db import checkpoints
-from arkor_ray.errors import ConflictError, InvalidRequestError, ModelError, NotFoundError
+from arkor_ray.errors import ConflictError, GoneError, InvalidRequestError, ModelError, NotFoundError
 from arkor_ray.jobs import service
 from arkor_ray.schemas.chat import CheckpointAdapter, FinalAdapter
 from arkor_ray.settings import Settings
@@ -23,7 +23,7 @@ def find_target(session: Session, settings: Settings, identity_id: str, name: st
     """Exactly the weights that `name` stands for, in any organisation of the caller.
 
     Raises NotFoundError with the code `model_not_found`, for what belongs to others as for what never was, and
-    ConflictError for the final adapter of a job that has not ended.
+    ConflictError for the final adapter of a job that has not ended, GoneError for an adapter that was removed.
     """
     if name is None:
         raise InvalidRequestError("model: is missing; GET /v1/models lists what there is", param="model")
@@ -38,8 +38,8 @@ def find_target(session: Session, settings: Settings, identity_id: str, name: st
         _, row = service.find_adapter(session, job.project_id, adapter)
     except NotFoundError as error:
         raise _not_found(f"model {name!r}: {error.message}") from error
-    except ConflictError as error:
-        raise ConflictError(f"model {name!r}: {error.message}", param="model") from error
+    except (ConflictError, GoneError) as error:
+        raise type(error)(f"model {name!r}: {error.message}", param="model") from error
     return ChatTarget(name, row.base_model, row.base_precision, row.adapter_id)
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "models": ("arkor_ray.cli.models:models", "List the base models that jobs may name."),
     "endpoints": ("arkor_ray.cli.endpoints:app", "Publish adapters and base models, and make keys for them."),
     "tokens": ("arkor_ray.cli.tokens:app", "Create, list and revoke access tokens."),
+    "storage": ("arkor_ray.cli.storage:app", "Remove from storage what no job needs any more."),
     "login": ("arkor_ray.cli.account:login", "Store a token for a service."),
     "whoami": ("arkor_ray.cli.account:whoami", "Show the service, the user and the organisations."),
 }

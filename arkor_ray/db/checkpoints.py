@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from arkor_ray.db.tables import CheckpointRow, JobRow, MemberRow, OrgRow
+from arkor_ray.db.tables import CheckpointRow, EndpointRow, JobRow, MemberRow, OrgRow
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 
 
@@ -43,6 +44,32 @@ def find(session: Session, job_id: str, step: int | None) -> CheckpointRow | Non
         CheckpointRow.final.is_(True) if step is None else (CheckpointRow.step == step) & CheckpointRow.final.is_(False)
     )
     return session.scalar(select(CheckpointRow).where(CheckpointRow.job_id == job_id, which))
+
+
+def kept(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Of the adapters of these jobs, those that no age removes: each job's last one, and what an endpoint serves."""
+    mine = CheckpointRow.job_id.in_(list(job_ids))
+    rows = session.execute(
+        select(CheckpointRow.adapter_id, CheckpointRow.job_id)
+        .where(mine)
+        .order_by(CheckpointRow.step, CheckpointRow.final)
+    )
+    last = {job_id: adapter_id for adapter_id, job_id in rows}
+    served = session.scalars(select(EndpointRow.adapter_id).join(CheckpointRow).where(mine))
+    return {*last.values(), *filter(None, served)}
+
+
+def remove(session: Session, adapter_id: str) -> bool:
+    """Makes an adapter unknown, before its files go. False, and it stays, if an endpoint serves it.
+
+    An endpoint that turns to it at the same moment either finds no such adapter, or keeps it here.
+    """
+    try:
+        with session.begin_nested():
+            session.execute(delete(CheckpointRow).where(CheckpointRow.adapter_id == adapter_id))
+    except IntegrityError:
+        return False
+    return True
 
 
 def newest_of_member(session: Session, identity_id: str, limit: int) -> Sequence[tuple[CheckpointRow, str]]:

@@ -6,7 +6,7 @@ Launches are numbered by `attempt`; claiming the next attempt fences every write
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -67,6 +67,21 @@ def to_reconcile(session: Session) -> Sequence[JobRow]:
     """What the controller must look at: unfinished jobs, and ended ones whose submission may still run. Oldest first."""
     open_jobs = or_(JobRow.status.in_(UNFINISHED), JobRow.stopped_at.is_(None) & (JobRow.attempt > 0))
     return session.scalars(select(JobRow).where(open_jobs).order_by(JobRow.created_at, JobRow.id)).all()
+
+
+def ends(session: Session, job_ids: Collection[str]) -> dict[str, datetime | None]:
+    """When each of these jobs ended for good: it has its last word, and nothing of it runs or ever will again.
+
+    None for a job of which that cannot be said. A job that does not exist is left out.
+    """
+    columns = (JobRow.id, JobRow.status, JobRow.attempt, JobRow.stopped_at, JobRow.completed_at)
+    rows = session.execute(select(*columns).where(JobRow.id.in_(list(job_ids))))
+    return {
+        row.id: row.completed_at
+        if JobStatus(row.status).is_terminal and (row.stopped_at is not None or row.attempt == 0)
+        else None
+        for row in rows
+    }
 
 
 def claim_attempt(session: Session, job_id: str, *, attempt: int, submission_id: str) -> bool:

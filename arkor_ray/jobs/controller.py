@@ -22,6 +22,7 @@ from arkor_ray.events import publisher
 from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.jobs.storage_sweep import StorageSweep
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import BasePrecision
@@ -42,9 +43,17 @@ SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
 class Reconciler:
     """One turn of the loop at a time, against any Launcher; the actor below turns it for ever."""
 
-    def __init__(self, settings: Settings, db: Database, launcher: Launcher, serving: Serving | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        launcher: Launcher,
+        serving: Serving | None = None,
+        storage_sweep: StorageSweep | None = None,
+    ) -> None:
         self._settings = settings
         self._db = db
+        self._storage_sweep = storage_sweep
         self._launcher = launcher
         self._serving = serving
         self._holder = str(uuid.uuid4())
@@ -68,6 +77,8 @@ class Reconciler:
                 logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
                 continue
             free -= launched
+        if self._storage_sweep is not None:
+            self._storage_sweep.tick()
         self._sweep_runs()
         return True
 
@@ -240,7 +251,8 @@ class Controller:
         while not self._stopping.is_set():
             try:
                 if reconciler is None:
-                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(), self._serving)
+                    sweep = StorageSweep(self._settings, db)
+                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(), self._serving, sweep)
                 reconciler.turn()
             except Exception:  # a loop that ends leaves every job where it is, and nobody would notice
                 logger.exception("The controller's turn failed; the next one tries again")

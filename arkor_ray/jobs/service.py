@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from arkor_ray.db import checkpoints, identities, jobs
 from arkor_ray.db.tables import ID, CheckpointRow, JobRow
-from arkor_ray.errors import ConflictError, NotFoundError, RateLimitError
+from arkor_ray.errors import ArkorError, ConflictError, GoneError, NotFoundError, RateLimitError
 from arkor_ray.events import publisher
 from arkor_ray.jobs.admission import AcceptedJob
 from arkor_ray.jobs.artifacts import FINAL
@@ -75,7 +75,7 @@ def find_as_member(session: Session, identity_id: str, job_id: str) -> JobRow:
 
 
 def find_checkpoint(session: Session, job: JobRow, reference: str) -> CheckpointRow:
-    """By the reference that URLs carry: a step, or "final"."""
+    """By the reference that URLs carry: a step, or "final". Raises GoneError for one that was there and was removed."""
     if reference != FINAL and not _STEP.fullmatch(reference):
         raise NotFoundError(f"A checkpoint is named by its step or by 'final', not {reference[:40]!r}")
     row = checkpoints.find(session, job.id, None if reference == FINAL else int(reference))
@@ -87,7 +87,10 @@ def find_checkpoint(session: Session, job: JobRow, reference: str) -> Checkpoint
 def find_adapter(
     session: Session, project_id: str, target: FinalAdapter | CheckpointAdapter
 ) -> tuple[JobRow, CheckpointRow]:
-    """What an inference request names. ConflictError for the final adapter of a job that has not ended."""
+    """What an inference request names.
+
+    ConflictError for the final adapter of a job that has not ended, GoneError for an adapter that was removed.
+    """
     job = find(session, project_id, target.job_id)
     step = target.step if isinstance(target, CheckpointAdapter) else None
     if step is None and not JobStatus(job.status).is_terminal:
@@ -115,7 +118,13 @@ def to_wire(row: JobRow) -> Job:
     )
 
 
-def _no_checkpoint(session: Session, job: JobRow, reference: str) -> NotFoundError:
+def _no_checkpoint(session: Session, job: JobRow, reference: str) -> ArkorError:
+    if reference != FINAL and publisher.is_recorded(session, job.id, f"checkpoint:{int(reference)}"):
+        return GoneError(
+            f"The checkpoint at step {reference} was removed: this server keeps the adapters of ended jobs for a limited "
+            f"time only. {_what_answers(session, job)}",
+            param="adapter",
+        )
     which = "final adapter" if reference == FINAL else f"checkpoint at step {reference}"
     return NotFoundError(f"Job is {job.status} and has no {which}. {_what_answers(session, job)}", param="adapter")
 
