@@ -179,7 +179,7 @@ class LocalRay:
         from arkor_ray.jobs.controller import NAMESPACE
 
         if self._address is not None:
-            _check_answers(self._address)
+            check_answers(self._address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
         if self._address is not None:
             self._check_environment()
@@ -262,7 +262,7 @@ def _check_free(host: str, port: int) -> None:
             raise ConflictError(f"--port {port} on {host}: {error.strerror}; choose another port") from error
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
     """Ray itself tries for minutes, without a word, to reach one that is not there."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()):

@@ -43,7 +43,16 @@ def test_importing_the_package_loads_none_of_its_dependencies():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["jobs", "--help"], ["chat", "--help"], ["endpoints", "--help"], ["demo", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["jobs", "--help"],
+        ["chat", "--help"],
+        ["endpoints", "--help"],
+        ["demo", "--help"],
+        ["doctor", "--help"],
+        ["storage", "gc", "--help"],
+    ],
 )
 def test_help_brings_in_neither(arguments):
     code = f"import sys; sys.argv = ['arkor-ray', *{arguments!r}]\nfrom arkor_ray.cli.main import main\nmain()"

@@ -1,0 +1,89 @@
+"""A Ray that is joined: whether it answers, and whether all of its nodes are alike and reach what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+from arkor_ray.doctor.children import Said, ask_module
+from arkor_ray.doctor.clocks import Skew, check_clocks
+from arkor_ray.doctor.findings import Finding, fail, ok, warning
+
+NAME = "ray"
+NODE_LIMIT_S = 40.0
+
+
+def probe(address: str, environment: Mapping[str, str], limit_s: float) -> Iterator[Finding]:
+    """`environment`: the settings as variables."""
+    said = ask_module(
+        "arkor_ray.doctor.ray_probe", address, str(NODE_LIMIT_S), limit_s=limit_s, environment=environment
+    )
+    answers = said.objects()
+    yield from check_ray(address, answers[-1]) if answers else [_without_answer(address, said, limit_s)]
+
+
+def check_ray(address: str, answer: Mapping[str, Any]) -> Iterator[Finding]:
+    """`answer` is what `ray_probe` printed."""
+    if "error" in answer:
+        yield fail(
+            NAME, f"{address} cannot be joined: {answer['error']}",
+            "look whether `ray status` works there; use the same Ray and Python version on both sides, and the same "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN",
+        )  # fmt: skip
+        return
+    nodes = answer["nodes"]
+    gpus = sum(node["gpus"] for node in nodes)
+    said = f"Ray {answer['ray']} at {address}: {len(nodes)} nodes, {answer['cpus']:g} CPUs, {gpus:g} GPUs"
+    yield ok(NAME, said)
+    if len(nodes) > 1 and answer["of_one_machine"]:
+        yield fail(
+            NAME, f"{' and '.join(answer['of_one_machine'])}: the other nodes cannot reach a place on one of them",
+            "set them to postgresql://… and s3://BUCKET/PREFIX, and ARKOR_RAY_CLUSTER=1",
+        )  # fmt: skip
+    good = [node for node in nodes if "error" not in node]
+    for node in nodes:
+        yield from _check_node(node, answer)
+    if any(node["auth"] != "token" for node in good):
+        yield warning(
+            "ray authentication", "off: whoever reaches Ray's ports runs code on its nodes",
+            "start every node with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN, and keep the ports inside",
+        )  # fmt: skip
+    skews = {
+        f"node {node['address']}": Skew(timedelta(seconds=node["ahead_s"]), timedelta(seconds=node["margin_s"]))
+        for node in good
+    }
+    yield from check_clocks(skews)
+
+
+def _check_node(node: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator[Finding]:
+    name = f"node {node['address']}"
+    if "error" in node:
+        yield fail(
+            name, f"did not run a task: {node['error']}",
+            "install the same arkor-ray on every node; `ray logs` there says more",
+        )  # fmt: skip
+        return
+    different = [
+        f"{what} {node[what]} (here {driver[what]})" for what in ("ray", "python") if node[what] != driver[what]
+    ]
+    if different:
+        yield fail(name, ", ".join(different), "use the same image or environment on every node")
+    if node["differing"]:
+        yield fail(
+            name, f"has other values of {', '.join(node['differing'])}",
+            "start Ray on every node with the same ARKOR_RAY_* variables",
+        )  # fmt: skip
+    if node["unreachable"]:
+        yield fail(name, node["unreachable"], "let this node's network and variables reach it too")
+    if not (different or node["differing"] or node["unreachable"]):
+        reaches = "" if driver["of_one_machine"] else ", reaches database and storage"
+        yield ok(name, f"{node['gpus']:g} GPUs, the same versions and settings{reaches}")
+
+
+def _without_answer(address: str, said: Said, limit_s: float) -> Finding:
+    if said.code is None:
+        found = f"{address}: joining it took more than {limit_s:g} s"
+    else:
+        found = f"{address} cannot be joined: {said.errors.strip()[-300:]}"
+    return fail(NAME, found, "look whether `ray status` works there, and whether all of Ray's ports are open to here")
