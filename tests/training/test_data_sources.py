@@ -1,187 +1,19 @@
-"""Fetching, with servers on this machine standing in for the world."""
+"""Rows out of files, and out of a Hub that is only played."""
 
 from __future__ import annotations
 
-import gzip
-import socket
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 
 from arkor_ray.errors import DatasetError
-from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource
+from arkor_ray.schemas.dataset import HuggingFaceSource
 from arkor_ray.schemas.job import JobConfig
 from arkor_ray.storage.local import LocalStore
-from arkor_ray.training import data_sources
-from arkor_ray.training.data_sources import fetch_blob, load_from_hub, load_rows, parse_rows
+from arkor_ray.training.data_sources import load_from_hub, load_rows, parse_rows
 from arkor_ray.training.job_spec import DatasetPolicy
 
-PRIVATE_OK = DatasetPolicy(allow_private_hosts=True, timeout_s=20)
 ROWS = b'{"text": "one"}\n{"text": "two"}\n'
-
-
-class Server:
-    """`routes` maps a path to (status, headers, body), or to a list of these, one for each request."""
-
-    def __init__(self) -> None:
-        self.routes: dict[str, object] = {}
-        self.seen: list[tuple[str, dict[str, str]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-                answer = outer.routes[self.path]
-                status, headers, body = answer.pop(0) if isinstance(answer, list) else answer
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._http.server_address[1]
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-@pytest.fixture
-def server():
-    made = Server()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other():
-    made = Server()
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch) -> None:
-    """In this module alone: other threads of the process still sleep."""
-    monkeypatch.setattr(data_sources, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
-
-
-def blob(url: str, token: str | None = None) -> BlobSource:
-    return BlobSource(type="blob", url=url, token=token)
-
-
-def test_the_token_goes_to_the_first_origin_only(server, other) -> None:
-    server.routes = {"/a": (302, {"Location": "/b"}, b""), "/b": (307, {"Location": other.url("/c")}, b"")}
-    other.routes = {"/c": (200, {}, ROWS)}
-    assert fetch_blob(blob(server.url("/a"), "secret"), PRIVATE_OK) == ROWS
-    assert [headers.get("authorization") for _, headers in server.seen] == ["Bearer secret", "Bearer secret"]
-    assert [headers.get("authorization") for _, headers in other.seen] == [None]
-
-
-def test_private_addresses_are_refused(server) -> None:
-    with pytest.raises(DatasetError, match="ARKOR_RAY_DATASETS_ALLOW_PRIVATE_HOSTS=1"):
-        fetch_blob(blob(server.url("/a")), DatasetPolicy())
-    assert server.seen == []
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "10.0.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "127.0.0.1",
-        "0.0.0.0",
-        "::1",
-        "fe80::1",
-        "::ffff:10.0.0.1",
-        "fd00::1",
-    ],
-)
-def test_names_that_resolve_to_private_addresses_are_refused(monkeypatch, address) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))
-    answer = [public, (family, socket.SOCK_STREAM, 6, "", (address, 80))]
-    monkeypatch.setattr(data_sources.socket, "getaddrinfo", lambda *args, **kwargs: answer)
-    with pytest.raises(DatasetError, match="private address"):
-        fetch_blob(blob("http://innocent.example/x"), DatasetPolicy())
-
-
-def test_the_connection_goes_to_the_address_that_was_checked(server, monkeypatch) -> None:
-    """A name that resolves to another address a moment later (DNS rebinding) gains nothing."""
-    monkeypatch.setattr(data_sources, "_public_address", lambda host, port: "127.0.0.1")
-    server.routes = {"/x": (200, {}, ROWS)}
-    assert fetch_blob(blob(f"http://innocent.example:{server.port}/x"), DatasetPolicy()) == ROWS
-    assert server.seen[0][1]["host"] == f"innocent.example:{server.port}"
-
-
-def test_every_redirect_is_checked(server, monkeypatch) -> None:
-    allowed = iter(["127.0.0.1"])
-    real = data_sources._public_address
-    monkeypatch.setattr(data_sources, "_public_address", lambda h, p: next(allowed, None) or real(h, p))
-    server.routes = {"/x": (302, {"Location": server.url("/secret")}, b"")}
-    with pytest.raises(DatasetError, match="private address"):
-        fetch_blob(blob(server.url("/x")), DatasetPolicy())
-    assert [path for path, _ in server.seen] == ["/x"]
-
-
-def test_redirects_end(server) -> None:
-    server.routes = {"/loop": (302, {"Location": "/loop"}, b"")}
-    with pytest.raises(DatasetError, match="redirects more than 5 times"):
-        fetch_blob(blob(server.url("/loop")), PRIVATE_OK)
-
-
-def test_a_redirect_to_a_file_is_refused(server) -> None:
-    server.routes = {"/x": (302, {"Location": "file:///etc/passwd"}, b"")}
-    with pytest.raises(DatasetError, match="no plain http"):
-        fetch_blob(blob(server.url("/x")), DatasetPolicy(allow_private_hosts=True, allow_local_paths=True))
-
-
-def test_size_is_counted_after_decompression(server) -> None:
-    server.routes = {"/x": (200, {"Content-Encoding": "gzip"}, gzip.compress(b"a" * 100_000))}
-    with pytest.raises(DatasetError, match="larger than the limit of 1000 bytes"):
-        fetch_blob(blob(server.url("/x")), DatasetPolicy(allow_private_hosts=True, max_bytes=1000))
-
-
-def test_a_client_error_is_the_users_and_shows_neither_token_nor_query(server) -> None:
-    server.routes = {"/x?signature=abc": (403, {}, b"")}
-    with pytest.raises(DatasetError, match="HTTP 403") as raised:
-        fetch_blob(blob(server.url("/x?signature=abc"), "secret"), PRIVATE_OK)
-    assert "secret" not in str(raised.value) and "abc" not in str(raised.value)
-    assert len(server.seen) == 1
-
-
-def test_a_server_error_is_tried_again(server) -> None:
-    server.routes = {"/x": [(503, {}, b""), (200, {}, ROWS)]}
-    assert fetch_blob(blob(server.url("/x")), PRIVATE_OK) == ROWS
-
-
-def test_a_server_that_stays_down_ends_the_job_with_what_it_said(server, monkeypatch) -> None:
-    monkeypatch.setattr(data_sources.time, "sleep", lambda seconds: None)
-    server.routes = {"/x": (500, {}, b"")}
-    with pytest.raises(DatasetError, match=r"after 5 attempts: .*HTTP 500"):
-        fetch_blob(blob(server.url("/x")), PRIVATE_OK)
-
-
-def test_local_files_only_when_allowed(tmp_path) -> None:
-    path = tmp_path / "rows with space.jsonl"
-    path.write_bytes(ROWS)
-    with pytest.raises(DatasetError, match="ARKOR_RAY_DATASETS_ALLOW_LOCAL_PATHS=1"):
-        fetch_blob(blob(path.as_uri()), DatasetPolicy())
-    assert fetch_blob(blob(path.as_uri()), DatasetPolicy(allow_local_paths=True)) == ROWS
-    with pytest.raises(DatasetError, match="No such file"):
-        fetch_blob(blob((tmp_path / "none").as_uri()), DatasetPolicy(allow_local_paths=True))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +31,11 @@ def test_local_files_only_when_allowed(tmp_path) -> None:
 )
 def test_jsonl_and_json(data, rows) -> None:
     assert list(parse_rows(data)) == rows
+
+
+def test_a_row_that_is_nested_without_end_is_a_bad_row() -> None:
+    deep = "[" * 200_000
+    assert list(parse_rows(deep.encode() + b'\n{"text": "one"}\n')) == [deep, {"text": "one"}]
 
 
 @pytest.mark.parametrize("data", [b"", b" \n\n"])
