@@ -139,9 +139,10 @@ class LocalRay:
         """Starts `ray start --head --block` as a child; returns its GCS address."""
         gcs, dashboard, agent, client = free_ports(4)
         self._clear_last()
-        # Not under data_dir: Ray's socket paths must stay below 107 characters.
-        temp_dir = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
-        self._temp_dir_note.write_text(str(temp_dir))
+        # Not under data_dir: Ray's socket paths must stay below 107 characters. And one further down than the folder that only
+        # we may enter, as Ray lets everybody read and write its own.
+        private_dir = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
+        self._temp_dir_note.write_text(str(private_dir))
         environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -160,7 +161,11 @@ class LocalRay:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--include-log-monitor=false"]
-        command += [f"--num-cpus={self._cpus}", f"--temp-dir={temp_dir}", f"--ray-client-server-port={client}"]
+        command += [
+            f"--num-cpus={self._cpus}",
+            f"--temp-dir={private_dir / 'ray'}",
+            f"--ray-client-server-port={client}",
+        ]
         command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one: two instances must not share a range
         with self._log_path().open("wb") as log:
             # A session of its own: Ctrl-C in the terminal is for us, and we end Ray in our order.
