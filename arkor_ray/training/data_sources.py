@@ -6,8 +6,10 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -94,7 +96,8 @@ def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetP
     splits = {"train": rows}
     if config.dataset_split is None and config.eval_steps is not None:
         try:
-            available = datasets.get_dataset_split_names(source.name, source.subset)
+            with _own_files_only(source.name):
+                available = datasets.get_dataset_split_names(source.name, source.subset)
         except Exception as error:  # only a convenience: without the names, rows are held out
             logger.warning("Cannot list the splits of %s: %s", source.name, error)
             available = []
@@ -109,8 +112,18 @@ def _load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) ->
 
     for attempt in range(1, FETCH_ATTEMPTS + 1):
         try:
-            _check_files(source, datasets.load_dataset_builder(source.name, source.subset), policy)
-            return list(datasets.load_dataset(source.name, source.subset, split=split))
+            with _own_files_only(source.name):
+                builder = datasets.load_dataset_builder(source.name, source.subset)
+            _check_files(source, builder, policy)
+            # The one that was checked: by its name alone, the repository might be another by now.
+            builder.download_and_prepare()
+            rows = builder.as_dataset(split=split)
+            if rows.data.nbytes > policy.max_bytes:
+                raise DatasetError(
+                    f"Data set {source.name!r} has {rows.data.nbytes} bytes when it is unpacked, more than the limit of "
+                    f"{policy.max_bytes}."
+                )
+            return rows.to_list()  # as stored: read one by one, columns of images or sounds would fetch what they name
         except DatasetError:
             raise
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:
@@ -122,6 +135,30 @@ def _load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) ->
                 f"Data set {source.name!r} (split {split!r}) cannot be loaded: {_said(error)}"
             ) from error
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def _own_files_only(name: str) -> Iterator[None]:
+    """A repository's card names its files by patterns, and `datasets` looks those up anywhere: on this machine, in its
+    network, in storage with our credentials. In the block, any but those within the repository raise DatasetError.
+
+    `datasets` has no setting for it, and afterwards is too late: the request was made.
+    """
+    from datasets import data_files
+
+    anywhere = data_files.resolve_pattern
+
+    def within(pattern: str, base_path: str, *rest: Any, **named: Any) -> list[str]:
+        hops = [part for part in pattern.split("::") if not part.startswith(f"hf://datasets/{name}@")]
+        if any(urlsplit(part).scheme or part.startswith("/") or ".." in part.split("/") for part in hops):
+            raise DatasetError(f"Data set {name!r} names files outside its own repository, such as {pattern[:200]!r}.")
+        return anywhere(pattern, base_path, *rest, **named)
+
+    data_files.resolve_pattern = within
+    try:
+        yield
+    finally:
+        data_files.resolve_pattern = anywhere
 
 
 def _check_files(source: HuggingFaceSource, builder: Any, policy: DatasetPolicy) -> None:

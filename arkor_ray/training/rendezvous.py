@@ -1,7 +1,7 @@
 """Where the workers of a job meet: torch's key-value store, on the first worker's own address and on no other.
 
-Ray Train lets torch open it, and torch listens on every interface, without asking anybody who he is. On one machine that would be
-the only listener of the whole service that others could reach.
+Ray Train lets torch open it, and torch listens on every interface, without asking anybody who he is. On one machine that
+would be the one door that others find open.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +12,10 @@ from arkor_ray.errors import DatasetError
 from arkor_ray.schemas.dataset import HuggingFaceSource
 from arkor_ray.schemas.job import JobConfig
 from arkor_ray.storage.local import LocalStore
+from arkor_ray.training import data_sources
 from arkor_ray.training.data_sources import load_from_hub, load_rows, parse_rows
 from arkor_ray.training.job_spec import DatasetPolicy
+from tests.training.data_server import Server
 
 ROWS = b'{"text": "one"}\n{"text": "two"}\n'
 
@@ -44,29 +48,47 @@ def test_an_empty_file_is_an_error(data) -> None:
         list(parse_rows(data))
 
 
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.close()
+
+
 def hub_config(**wire) -> JobConfig:
     source = {"type": "huggingface", "name": "someone/tickets", **wire.pop("source", {})}
     return JobConfig.parse({"model": "m", "datasetSource": source, **wire})
 
 
-def builder_of(*files: str, size: int | None = None):
-    config = SimpleNamespace(data_files={"train": list(files)})
-    return SimpleNamespace(config=config, info=SimpleNamespace(download_size=size))
+class Builder:
+    """What `datasets` makes of a repository with these files; `calls` keeps what is loaded of it."""
+
+    def __init__(self, *files: str, size: int | None = None, unpacked: int = 10, calls: list | None = None) -> None:
+        self.config = SimpleNamespace(data_files={"train": list(files)})
+        self.info = SimpleNamespace(download_size=size)
+        self._unpacked, self._calls = unpacked, calls if calls is not None else []
+
+    def download_and_prepare(self) -> None:
+        self._calls.append("download")
+
+    def as_dataset(self, *, split: str):
+        self._calls.append(split)
+        rows = [{"text": f"{split} row"}]
+        return SimpleNamespace(data=SimpleNamespace(nbytes=self._unpacked), to_list=lambda: rows)
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the `datasets` functions; returns the calls of load_dataset."""
+    """A stand-in for the `datasets` functions; returns what was loaded, repository by repository."""
     import datasets
 
-    calls: list[tuple] = []
+    calls: list = []
 
-    def load_dataset(name, subset, *, split):
-        calls.append((name, subset, split))
-        return [{"text": f"{split} row"}]
+    def load_dataset_builder(name, subset):
+        calls.append((name, subset))
+        return Builder(f"hf://datasets/{name}@1/a", calls=calls)
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: builder_of(f"hf://datasets/{name}@1/a"))
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, subset: ["train", "validation", "test"])
     return calls
 
@@ -74,20 +96,21 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(
     ("wire", "calls"),
     [
-        ({}, [("someone/tickets", None, "train")]),
-        ({"source": {"split": "train[:500]", "subset": "en"}}, [("someone/tickets", "en", "train[:500]")]),
-        ({"datasetSplit": "dev"}, [("someone/tickets", None, "dev")]),
-        ({"evalSteps": 5}, [("someone/tickets", None, "train"), ("someone/tickets", None, "validation")]),
+        ({}, [(None, "train")]),
+        ({"source": {"split": "train[:500]", "subset": "en"}}, [("en", "train[:500]")]),
+        ({"datasetSplit": "dev"}, [(None, "dev")]),
+        ({"evalSteps": 5}, [(None, "train"), (None, "validation")]),
         (
             {"evalSteps": 5, "source": {"split": "validation"}},
-            [("someone/tickets", None, "validation"), ("someone/tickets", None, "test")],
+            [(None, "validation"), (None, "test")],
         ),
-        ({"evalSteps": 5, "datasetSplit": {"enabled": True}}, [("someone/tickets", None, "train")]),
+        ({"evalSteps": 5, "datasetSplit": {"enabled": True}}, [(None, "train")]),
     ],
 )
 def test_hub_names_and_splits_are_passed_on(hub, tmp_path, wire, calls) -> None:
     load_rows("job-1", hub_config(**wire), LocalStore(tmp_path), DatasetPolicy())
-    assert hub == calls
+    wanted = [[("someone/tickets", subset), "download", split] for subset, split in calls]
+    assert hub == [each for call in wanted for each in call]
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "http://169.254.169.254/x", "hf://datasets/other/name@1/a"])
@@ -95,7 +118,7 @@ def test_a_repository_may_name_its_own_files_only(hub, monkeypatch, file) -> Non
     import datasets
 
     own = "hf://datasets/someone/tickets@1/a"
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: builder_of(own, file))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: Builder(own, file, calls=hub))
     with pytest.raises(DatasetError, match="outside its own repository"):
         load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy())
     assert hub == []
@@ -104,11 +127,61 @@ def test_a_repository_may_name_its_own_files_only(hub, monkeypatch, file) -> Non
 def test_a_repository_over_the_limit_is_not_downloaded(hub, monkeypatch) -> None:
     import datasets
 
-    large = builder_of("hf://datasets/someone/tickets@1/a", size=100)
+    large = Builder("hf://datasets/someone/tickets@1/a", size=100, calls=hub)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: large)
     with pytest.raises(DatasetError, match="100 bytes"):
         load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=99))
     assert hub == []
+
+
+def test_a_repository_over_the_limit_when_it_is_unpacked_is_refused(hub, monkeypatch) -> None:
+    import datasets
+
+    bomb = Builder("hf://datasets/someone/tickets@1/a", unpacked=1000)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: bomb)
+    with pytest.raises(DatasetError, match="1000 bytes when it is unpacked"):
+        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=999))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{url}/x.jsonl", "{url}/*.jsonl", "{folder}/*.jsonl", "file://{folder}/x.jsonl", "zip://x.jsonl::{url}/x.zip"],
+)
+def test_a_repositorys_card_cannot_make_a_request_or_look_at_this_machine(
+    server, monkeypatch, tmp_path, pattern
+) -> None:
+    """With the real look-up of `datasets`, which finds such files before anybody could ask which ones it has found."""
+    import datasets
+
+    (tmp_path / "x.jsonl").write_bytes(ROWS)
+    server.routes = {"/x.jsonl": (200, {}, ROWS)}
+    pattern = pattern.format(url=server.url(""), folder=tmp_path)
+
+    def load_dataset_builder(name: str, subset: str | None):
+        found = datasets.data_files.DataFilesList.from_patterns([pattern], base_path=str(tmp_path))
+        return Builder(*found)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    with pytest.raises(DatasetError, match="names files outside its own repository"):
+        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy())
+    assert server.seen == []
+
+
+def test_rows_of_a_real_builder_come_as_they_are_stored(monkeypatch, tmp_path) -> None:
+    """A column of images is not opened: it may name any file and any URL."""
+    import datasets
+
+    real = datasets.load_dataset_builder
+    rows = [{"text": "one", "picture": "/etc/passwd"}, {"text": "two", "picture": None}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    features = datasets.Features({"text": datasets.Value("string"), "picture": datasets.Image()})
+    options = {"data_files": str(tmp_path / "x.jsonl"), "features": features, "cache_dir": str(tmp_path / "cache")}
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: real("json", **options))
+    monkeypatch.setattr(data_sources, "_check_files", lambda source, builder, policy: None)
+    monkeypatch.setattr(data_sources, "_own_files_only", lambda name: nullcontext())
+    source = HuggingFaceSource(type="huggingface", name="someone/tickets", split="train[:1]")
+    [row] = load_from_hub(source, hub_config(), DatasetPolicy())["train"]
+    assert row == {"text": "one", "picture": {"bytes": None, "path": "/etc/passwd"}}
 
 
 @pytest.mark.parametrize("name", ["json", "/etc", "../secret", "a/b/c", "-x"])
