@@ -27,6 +27,13 @@ STOP_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job fit on the smallest laptop
 
+# Ray has one node here. Told that there will never be others (which it takes for granted on macOS, hence the name), it calls
+# that node 127.0.0.1 and listens on loopback alone, where it would otherwise listen on every interface. The workers of a job
+# find each other by torch's and NCCL's own ways.
+LOOPBACK_ONLY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    **({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
+}
 
 # What every process of one service must agree on.
 SHARED_SETTINGS = tuple(
@@ -40,7 +47,8 @@ class Instance:
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "instance.json"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # For its owner alone: it holds users' data, and the data sets' tokens of jobs that have not begun.
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self._path.open("a+")
 
     def __enter__(self) -> Instance:
@@ -131,9 +139,10 @@ class LocalRay:
         """Starts `ray start --head --block` as a child; returns its GCS address."""
         gcs, dashboard, agent, client = free_ports(4)
         self._clear_last()
-        # Not under data_dir: Ray's socket paths must stay below 107 characters.
-        temp_dir = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
-        self._temp_dir_note.write_text(str(temp_dir))
+        # Not under data_dir: Ray's socket paths must stay below 107 characters. And one further down than the folder that only
+        # we may enter, as Ray lets everybody read and write its own.
+        private_dir = Path(tempfile.mkdtemp(prefix="arkor-ray-"))
+        self._temp_dir_note.write_text(str(private_dir))
         environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -144,12 +153,19 @@ class LocalRay:
             "RAY_worker_niceness": "0",
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor less for each job: nobody drains the only node
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            **LOOPBACK_ONLY,
         }
-        os.environ.update({k: environment[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")})
+        # Before Ray is imported here: it reads them once.
+        ours = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", *LOOPBACK_ONLY)
+        os.environ.update({name: environment[name] for name in ours})
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--include-log-monitor=false"]
-        command += [f"--num-cpus={self._cpus}", f"--temp-dir={temp_dir}", f"--ray-client-server-port={client}"]
+        command += [
+            f"--num-cpus={self._cpus}",
+            f"--temp-dir={private_dir / 'ray'}",
+            f"--ray-client-server-port={client}",
+        ]
         command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one: two instances must not share a range
         with self._log_path().open("wb") as log:
             # A session of its own: Ctrl-C in the terminal is for us, and we end Ray in our order.

@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from arkor_ray.catalogue import Catalogue, read_catalogue
 from arkor_ray.errors import InvalidRequestError, ModelError
+from arkor_ray.placeholders import weak_secrets
+from arkor_ray.schemas.address import is_loopback
 from arkor_ray.schemas.model import HUB_ID, CatalogueEntry
 
 DEMO_BASE = "arkor-ray/demo-base"  # `arkor-ray up` makes it and puts it into the embedded catalogue
@@ -28,12 +30,17 @@ DOMAIN = re.compile(r"(?=.{1,200}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z
 class Settings(BaseSettings):
     """One object for every process of the service. `environment()` turns it back into variables for a child process."""
 
-    model_config = SettingsConfigDict(env_prefix="ARKOR_RAY_", extra="forbid", frozen=True, protected_namespaces=())
+    # Values are shown nowhere, neither by repr nor in a ValidationError's traceback: the database's URL holds a password.
+    model_config = SettingsConfigDict(
+        env_prefix="ARKOR_RAY_", extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(
         default=Path(".arkor-ray"), description="Database, objects and caches of the embedded default."
     )
-    database_url: str = Field(default="", description="sqlite:///PATH or postgresql://…; empty: SQLite in data_dir.")
+    database_url: str = Field(
+        default="", repr=False, description="sqlite:///PATH or postgresql://…; empty: SQLite in data_dir."
+    )
     storage_url: str = Field(default="", description="file:///DIR or s3://BUCKET/PREFIX; empty: a folder in data_dir.")
     s3_endpoint_url: str | None = Field(default=None, description="For S3 other than AWS: MinIO, Ceph, R2.")
     cache_dir: Path = Field(
@@ -50,7 +57,11 @@ class Settings(BaseSettings):
         description="A domain whose subdomains lead to the API too: an endpoint answers at SLUG.DOMAIN; "
         "empty: by path only.",
     )
-    anonymous: bool = Field(default=True, description="Whether POST /v1/auth/anonymous mints tokens.")
+    anonymous: bool | None = Field(
+        default=None,
+        description="Whether POST /v1/auth/anonymous mints tokens for whoever asks; unset: on one machine, where the API "
+        "listens on loopback, yes; with `cluster` no; anything else must say.",
+    )
     token_days: int = Field(default=90, ge=1, description="Life of an anonymous token.")
 
     models: Annotated[dict[str, str], NoDecode] = Field(
@@ -162,6 +173,15 @@ class Settings(BaseSettings):
                 "ARKOR_RAY_CLUSTER=1 with a local directory: checkpoints would stay on the node that wrote them; "
                 "set ARKOR_RAY_STORAGE_URL=s3://bucket/prefix"
             )
+        if self.cluster and (weak := next(weak_secrets(self.database_url, s3=storage.scheme == "s3"), None)):
+            raise ValueError(f"ARKOR_RAY_CLUSTER=1: {weak}")
+        if self.anonymous is None:
+            if not self.cluster and not self.listens_on_loopback:
+                raise ValueError(
+                    f"ARKOR_RAY_HOST={self.host} lets other machines in, and whoever gets in would get a token: set "
+                    "ARKOR_RAY_ANONYMOUS=0 (`arkor-ray tokens issue` makes tokens), or 1 if that is what you want"
+                )
+            fill(self, "anonymous", not self.cluster)
         sources = [entry.source for entry in self.base_models.models]
         if self.s3_endpoint_url and storage.scheme != "s3" and not any(s.startswith("s3://") for s in sources):
             raise ValueError("ARKOR_RAY_S3_ENDPOINT_URL is set, but ARKOR_RAY_STORAGE_URL is not s3://bucket/prefix")
@@ -206,6 +226,11 @@ class Settings(BaseSettings):
                 value = int(value)
             values[f"ARKOR_RAY_{name.upper()}"] = str(value)
         return values
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only processes of this machine reach the API, browsers with any page in them included."""
+        return is_loopback(self.host)
 
     @property
     def api_url(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import traceback
 
 import pytest
 
@@ -15,7 +16,7 @@ from arkor_ray.settings import Settings
 @pytest.fixture(autouse=True)
 def no_settings_of_this_machine(monkeypatch):
     for name in list(os.environ):
-        if name.startswith("ARKOR_RAY_"):
+        if name.startswith(("ARKOR_RAY_", "AWS_", "PGPASSWORD", "RAY_AUTH")):
             monkeypatch.delenv(name)
 
 
@@ -112,6 +113,57 @@ def test_what_cannot_work_is_refused_at_start_with_the_setting_to_change(monkeyp
 )
 def test_an_endpoint_answers_below_its_domain_else_below_the_api(tmp_path, values, url):
     assert Settings.load(data_dir=tmp_path, **values).endpoint_url("triage") == url
+
+
+CLUSTER = {"CLUSTER": "1", "DATABASE_URL": "postgresql://arkor:k7Qv2mR9xT4w@db/arkor", "STORAGE_URL": "s3://bucket/x"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "gpu-box"])
+def test_who_lets_other_machines_in_must_say_whether_anybody_gets_a_token(monkeypatch, host):
+    sentence = refusal(monkeypatch, HOST=host)
+    assert f"ARKOR_RAY_HOST={host}" in sentence and "ARKOR_RAY_ANONYMOUS=0" in sentence
+    for said in ("0", "1"):
+        monkeypatch.setenv("ARKOR_RAY_ANONYMOUS", said)
+        assert Settings.load().anonymous is (said == "1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_on_this_machine_alone_anybody_gets_a_token(host):
+    assert Settings.load(host=host).anonymous is True
+
+
+def test_on_a_cluster_nobody_gets_a_token_unless_that_is_said(monkeypatch):
+    for name, value in CLUSTER.items():
+        monkeypatch.setenv(f"ARKOR_RAY_{name}", value)
+    assert Settings.load().anonymous is False and Settings.load(host="0.0.0.0").anonymous is False
+    assert Settings.load(anonymous=True).anonymous is True
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"ARKOR_RAY_DATABASE_URL": "postgresql://arkor:changeme@db/arkor"}, "ARKOR_RAY_DATABASE_URL"),
+        ({"AWS_ACCESS_KEY_ID": "minioadmin", "AWS_SECRET_ACCESS_KEY": "minioadmin"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"RAY_AUTH_TOKEN": "changeme"}, "RAY_AUTH_TOKEN"),
+    ],
+)
+def test_a_cluster_is_not_started_with_a_secret_that_everybody_knows(monkeypatch, variables, named):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    given = {name: value for name, value in CLUSTER.items() if f"ARKOR_RAY_{name}" not in variables}
+    sentence = refusal(monkeypatch, **given)
+    assert named in sentence and "changeme" not in sentence and "minioadmin" not in sentence
+    monkeypatch.delenv("ARKOR_RAY_CLUSTER")
+    Settings.load()  # one machine is for trying things
+
+
+def test_settings_show_their_secrets_nowhere(monkeypatch):
+    url = "postgresql://arkor:k7Qv2mR9xT4w@db/arkor"
+    assert "k7Qv2mR9xT4w" not in repr(Settings.load(database_url=url)) + str(Settings.load(database_url=url))
+    for bad in ({"storage_url": "gs://x"}, {"port": "many"}, {"cluster": True}):
+        with pytest.raises(InvalidRequestError) as raised:
+            Settings.load(**{"database_url": url, **bad})
+        assert "k7Qv2mR9xT4w" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_an_empty_variable_is_as_good_as_none(monkeypatch):

@@ -15,6 +15,7 @@ from arkor_ray.api.deps import Services
 from arkor_ray.api.endpoint_directory import EndpointDirectory
 from arkor_ray.api.endpoint_hosts import EndpointHosts
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
+from arkor_ray.api.known_hosts import KnownHosts
 from arkor_ray.api.last_used import LastUsed
 from arkor_ray.api.request_body import BodyLimit
 from arkor_ray.api.routes import ROUTERS
@@ -71,7 +72,8 @@ def create_app(
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     error_handlers.install(app)
-    app.add_middleware(EndpointHosts, settings=settings)  # the outermost: all others go by the path that it makes
+    app.add_middleware(EndpointHosts, settings=settings)  # outside of those above: they go by the path that it makes
+    app.add_middleware(KnownHosts, settings=settings)  # the outermost: who it refuses reaches nothing
     return app
 
 

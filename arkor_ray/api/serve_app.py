@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 from fastapi import FastAPI
 from ray import serve
@@ -46,9 +47,11 @@ def application(args: dict[str, str]) -> serve.Application:
     """For `serve deploy`, whose config names this function: settings come from ARKOR_RAY_* of the environment.
 
     `args`: "num_replicas", 1 if absent. Also makes sure that the controller runs, which `arkor-ray up` does by itself.
+    Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is Serve's config that says who reaches the API.
     """
     ensure_controller()
-    return build_api(Settings.load(), num_replicas=int(args.get("num_replicas", "1")))
+    said = {} if os.environ.get("ARKOR_RAY_ANONYMOUS") else {"anonymous": False}
+    return build_api(Settings.load(**said), num_replicas=int(args.get("num_replicas", "1")))
 
 
 class Api:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from arkor_ray.schemas.address import is_loopback
 
 
 @contextmanager
@@ -48,15 +49,8 @@ def _address_towards(url: str) -> str:
     """This machine's IPv4 address as that service sees it."""
     parts = urlsplit(url)
     host = parts.hostname or "127.0.0.1"
-    if host == "localhost" or _is_loopback(host):
+    if is_loopback(host):
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, parts.port or 80))  # sends nothing: it only chooses a route
         return probe.getsockname()[0]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

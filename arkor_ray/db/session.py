@@ -35,11 +35,13 @@ class Database:
                 pool_size=10,
                 max_overflow=20,
                 connect_args={"connect_timeout": CONNECT_S},
+                hide_parameters=True,  # or an error that is logged would show the values of rows, a data set's token too
             )
         else:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+            local: dict[str, Any] = {"timeout": 30, "check_same_thread": False}
+            self.engine = create_engine(parsed, connect_args=local, hide_parameters=True)
             _tune_sqlite(self.engine)
         self._session = sessionmaker(self.engine, expire_on_commit=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -56,9 +57,31 @@ def invalid_request(error: ValidationError, *, prefix: str = "") -> InvalidReque
     field = prefix + ".".join(str(part) for part in first["loc"] if not _is_union_tag(str(part)))
     if not first["loc"]:  # a rule about several fields: its sentence names them, the first one first
         return InvalidRequestError(f"{prefix}{reason}", param=prefix + reason.split(" ", 1)[0].strip(":,'"))
-    value = repr(first.get("input"))
+    value = repr(_without_secrets(first.get("input")))
     shown = "" if first["type"] == "missing" else f" (got {value if len(value) <= 80 else value[:77] + '...'})"
+    if first["loc"][-1] in _SECRETS:
+        shown = ""
     return InvalidRequestError(f"{field}: {reason}{shown}", param=field)
+
+
+_SECRETS = frozenset(("token", "plaintext"))  # fields of requests whose values are shown to nobody
+_IN_URL = re.compile(
+    r"(?<=://)[^/?#\s@]*@|(?<=\?)[^\s'\"]+"
+)  # a user with a password; a query, which may be a signature
+
+
+def _without_secrets(value: Any) -> Any:
+    """`value` as an error may show it: errors are printed, logged and pasted where requests are not."""
+    if isinstance(value, dict):
+        return {key: "…" if key in _SECRETS else _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return without_url_secrets(value) if isinstance(value, str) else value
+
+
+def without_url_secrets(text: str) -> str:
+    """`text` with "…" for the credentials and the queries of the URLs in it."""
+    return _IN_URL.sub("…", text) if "://" in text else text
 
 
 _UNION_TAGS = frozenset(("huggingface", "blob", "final", "checkpoint", "int", "float", "str", "bool"))

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from arkor_ray.schemas.base import WireModel
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")  # what of IPv6 is given out to the public internet
 
 DatasetFormatName = Literal["chatml", "sharegpt", "alpaca", "prompt_completion", "text"]
 
@@ -47,6 +48,8 @@ class BlobSource(WireModel):
     @field_validator("url")
     @classmethod
     def _url(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("must not have control characters")
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https", "file"):
             raise ValueError("must be an http://, https:// or file:// URL")
@@ -92,4 +95,6 @@ def is_public_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) ->
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public_address(inner)
+        if address not in _UNICAST:
+            return False
     return address.is_global and not address.is_multicast

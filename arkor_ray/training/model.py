@@ -100,6 +100,7 @@ def load_base_model(
 
     dtype = torch_dtype(precision)
     options: dict[str, Any] = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
+    options["use_safetensors"] = True  # else weights may be a pickle, whose reader runs what it says
     if config.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -30,6 +30,7 @@ from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun
 from arkor_ray.training.job_spec import JobSpec
 from arkor_ray.training.loop_config import LoopConfig, LoopResult
 from arkor_ray.training.model import context_length, load_config, load_tokenizer
+from arkor_ray.training.rendezvous import NodeAddressConfig
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
     trainer = _Trainer(
         _train_loop,
         train_loop_config={"loop": loop},
+        torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
             num_workers=spec.config.num_workers,
             use_gpu=gpus > 0,

@@ -213,7 +213,7 @@ class User:
 @pytest.fixture
 async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://arkor") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://arkor.localhost") as client:
         yield client
 
 

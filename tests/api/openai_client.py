@@ -12,7 +12,7 @@ from tests.api.conftest import User
 
 def client_of(user: User, **options: Any) -> openai.AsyncOpenAI:
     """OpenAI's client with the user's token; it speaks to the application in this process."""
-    given = {"base_url": "http://arkor/v1", "api_key": user.token, "http_client": user.http, "max_retries": 0}
+    given = {"base_url": "http://arkor.localhost/v1", "api_key": user.token, "http_client": user.http, "max_retries": 0}
     return openai.AsyncOpenAI(**{**given, **options})
 
 

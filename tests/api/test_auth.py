@@ -36,7 +36,7 @@ async def test_anonymous_call_needs_no_body_but_refuses_an_unknown_kind(http: ht
 
 async def test_operator_can_switch_anonymous_tokens_off(settings: Settings, db: Database, gateway: FakeGateway) -> None:
     app = create_app(settings.model_copy(update={"anonymous": False}), db, gateway)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://arkor") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://arkor.localhost") as http:
         answer = await http.post("/v1/auth/anonymous", json={"kind": "cli"})
         assert answer.status_code == 403 and "operator" in answer.json()["error"]
         with db.write() as session:

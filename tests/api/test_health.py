@@ -68,7 +68,7 @@ async def test_database_without_its_schema_is_not_ready(
     settings: Settings, tmp_path: Path, gateway: FakeGateway
 ) -> None:
     app = create_app(settings, Database(f"sqlite:///{tmp_path / 'empty.db'}"), gateway)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://arkor") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://arkor.localhost") as http:
         answer = await http.get("/readyz")
         assert answer.status_code == 503 and answer.json()["status"] == "unavailable"
         checks = answer.json()["checks"]

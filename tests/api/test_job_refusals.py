@@ -74,3 +74,24 @@ async def test_value_that_could_not_train_is_400_and_named(user: User, field: st
 async def test_unfit_name_is_400(user: User, name: Any) -> None:
     answer = await user.post("/v1/jobs", {"name": name, "config": CONFIG})
     assert answer.status_code == 400 and answer.json()["param"] == "name"
+
+
+SECRET = "hf_k7Qv2mR9xT4w"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "ftp", "url": "https://h/x", "token": SECRET},
+        {"type": "blob", "token": SECRET},
+        {"type": "blob", "url": "https://h/x", "token": [SECRET]},
+        {"type": "blob", "url": f"https://user:{SECRET}@h/x"},
+        {"type": "blob", "url": f"ftp://h/x?signature={SECRET}"},
+        {"type": "blob", "url": {"token": SECRET}},
+        [{"token": SECRET}],
+    ],
+)
+async def test_refusal_does_not_repeat_secrets(user: User, source: Any) -> None:
+    answer = await user.post("/v1/jobs", {"name": "x", "config": {**CONFIG, "datasetSource": source}})
+    assert answer.status_code == 400 and answer.json()["param"].startswith("config.datasetSource")
+    assert SECRET not in answer.text

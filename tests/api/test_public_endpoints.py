@@ -69,7 +69,7 @@ def client_at(user: User, base_url: str, key: str = "dummy", **options: Any) -> 
 
 
 def by_path(slug: str = "triage") -> str:
-    return f"http://arkor/e/{slug}/v1"
+    return f"http://arkor.localhost/e/{slug}/v1"
 
 
 def by_host(slug: str = "triage") -> str:
@@ -219,11 +219,14 @@ async def test_host_of_an_endpoint_reaches_nothing_else(
     assert_openai_error(answer, 404, "not_found")
 
 
-@pytest.mark.parametrize(
-    "host", ["arkor", DOMAIN, f"api.{DOMAIN}", f"api.{DOMAIN}:8000", f"evil{DOMAIN}", f"{DOMAIN}.evil.com"]
-)
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", DOMAIN, f"api.{DOMAIN}", f"api.{DOMAIN}:8000"])
 async def test_other_hosts_reach_the_management(user: User, host: str) -> None:
     assert (await user.get("/v1/me", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("host", [f"evil{DOMAIN}", f"{DOMAIN}.evil.com"])
+async def test_names_like_the_domain_reach_nothing(user: User, host: str) -> None:
+    assert (await user.get("/v1/me", headers={"Host": host})).status_code == 403
 
 
 async def test_body_too_large_for_a_host_has_openais_envelope(user: User, endpoint: dict[str, Any]) -> None:

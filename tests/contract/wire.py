@@ -124,7 +124,7 @@ def exchange(url: str, *requests: bytes) -> list[RawAnswer]:
     return answers
 
 
-def request_bytes(method: str, target: str, *headers: str, body: bytes = b"", host: str = "arkor.test") -> bytes:
+def request_bytes(method: str, target: str, *headers: str, body: bytes = b"", host: str = "arkor.localhost") -> bytes:
     """A request with these headers and no others but Host."""
     return "\r\n".join([f"{method} {target} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode() + body
 

@@ -6,7 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import OrgRow
@@ -62,3 +63,10 @@ def test_times_come_back_aware_and_in_utc(db: Database) -> None:
 def slugs(db: Database) -> list[str]:
     with db.read() as session:
         return list(session.scalars(select(OrgRow.slug).order_by(OrgRow.slug)))
+
+
+def test_errors_of_the_database_do_not_show_what_was_to_be_stored(db: Database) -> None:
+    """They are logged where a database is away, and a job's row holds its data set's token."""
+    with pytest.raises(SQLAlchemyError) as raised, db.write() as session:
+        session.execute(text("INSERT INTO nosuch (token) VALUES (:token)"), {"token": "hf_secret"})
+    assert "nosuch" in str(raised.value) and "hf_secret" not in str(raised.value)

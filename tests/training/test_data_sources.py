@@ -1,187 +1,23 @@
-"""Fetching, with servers on this machine standing in for the world."""
+"""Rows out of files, and out of a Hub that is only played."""
 
 from __future__ import annotations
 
-import gzip
-import socket
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from arkor_ray.errors import DatasetError
-from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource
+from arkor_ray.schemas.dataset import HuggingFaceSource
 from arkor_ray.schemas.job import JobConfig
 from arkor_ray.storage.local import LocalStore
 from arkor_ray.training import data_sources
-from arkor_ray.training.data_sources import fetch_blob, load_from_hub, load_rows, parse_rows
+from arkor_ray.training.data_sources import load_from_hub, load_rows, parse_rows
 from arkor_ray.training.job_spec import DatasetPolicy
+from tests.training.data_server import Server
 
-PRIVATE_OK = DatasetPolicy(allow_private_hosts=True, timeout_s=20)
 ROWS = b'{"text": "one"}\n{"text": "two"}\n'
-
-
-class Server:
-    """`routes` maps a path to (status, headers, body), or to a list of these, one for each request."""
-
-    def __init__(self) -> None:
-        self.routes: dict[str, object] = {}
-        self.seen: list[tuple[str, dict[str, str]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-                answer = outer.routes[self.path]
-                status, headers, body = answer.pop(0) if isinstance(answer, list) else answer
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._http.server_address[1]
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-@pytest.fixture
-def server():
-    made = Server()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other():
-    made = Server()
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch) -> None:
-    """In this module alone: other threads of the process still sleep."""
-    monkeypatch.setattr(data_sources, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
-
-
-def blob(url: str, token: str | None = None) -> BlobSource:
-    return BlobSource(type="blob", url=url, token=token)
-
-
-def test_the_token_goes_to_the_first_origin_only(server, other) -> None:
-    server.routes = {"/a": (302, {"Location": "/b"}, b""), "/b": (307, {"Location": other.url("/c")}, b"")}
-    other.routes = {"/c": (200, {}, ROWS)}
-    assert fetch_blob(blob(server.url("/a"), "secret"), PRIVATE_OK) == ROWS
-    assert [headers.get("authorization") for _, headers in server.seen] == ["Bearer secret", "Bearer secret"]
-    assert [headers.get("authorization") for _, headers in other.seen] == [None]
-
-
-def test_private_addresses_are_refused(server) -> None:
-    with pytest.raises(DatasetError, match="ARKOR_RAY_DATASETS_ALLOW_PRIVATE_HOSTS=1"):
-        fetch_blob(blob(server.url("/a")), DatasetPolicy())
-    assert server.seen == []
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "10.0.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "127.0.0.1",
-        "0.0.0.0",
-        "::1",
-        "fe80::1",
-        "::ffff:10.0.0.1",
-        "fd00::1",
-    ],
-)
-def test_names_that_resolve_to_private_addresses_are_refused(monkeypatch, address) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))
-    answer = [public, (family, socket.SOCK_STREAM, 6, "", (address, 80))]
-    monkeypatch.setattr(data_sources.socket, "getaddrinfo", lambda *args, **kwargs: answer)
-    with pytest.raises(DatasetError, match="private address"):
-        fetch_blob(blob("http://innocent.example/x"), DatasetPolicy())
-
-
-def test_the_connection_goes_to_the_address_that_was_checked(server, monkeypatch) -> None:
-    """A name that resolves to another address a moment later (DNS rebinding) gains nothing."""
-    monkeypatch.setattr(data_sources, "_public_address", lambda host, port: "127.0.0.1")
-    server.routes = {"/x": (200, {}, ROWS)}
-    assert fetch_blob(blob(f"http://innocent.example:{server.port}/x"), DatasetPolicy()) == ROWS
-    assert server.seen[0][1]["host"] == f"innocent.example:{server.port}"
-
-
-def test_every_redirect_is_checked(server, monkeypatch) -> None:
-    allowed = iter(["127.0.0.1"])
-    real = data_sources._public_address
-    monkeypatch.setattr(data_sources, "_public_address", lambda h, p: next(allowed, None) or real(h, p))
-    server.routes = {"/x": (302, {"Location": server.url("/secret")}, b"")}
-    with pytest.raises(DatasetError, match="private address"):
-        fetch_blob(blob(server.url("/x")), DatasetPolicy())
-    assert [path for path, _ in server.seen] == ["/x"]
-
-
-def test_redirects_end(server) -> None:
-    server.routes = {"/loop": (302, {"Location": "/loop"}, b"")}
-    with pytest.raises(DatasetError, match="redirects more than 5 times"):
-        fetch_blob(blob(server.url("/loop")), PRIVATE_OK)
-
-
-def test_a_redirect_to_a_file_is_refused(server) -> None:
-    server.routes = {"/x": (302, {"Location": "file:///etc/passwd"}, b"")}
-    with pytest.raises(DatasetError, match="no plain http"):
-        fetch_blob(blob(server.url("/x")), DatasetPolicy(allow_private_hosts=True, allow_local_paths=True))
-
-
-def test_size_is_counted_after_decompression(server) -> None:
-    server.routes = {"/x": (200, {"Content-Encoding": "gzip"}, gzip.compress(b"a" * 100_000))}
-    with pytest.raises(DatasetError, match="larger than the limit of 1000 bytes"):
-        fetch_blob(blob(server.url("/x")), DatasetPolicy(allow_private_hosts=True, max_bytes=1000))
-
-
-def test_a_client_error_is_the_users_and_shows_neither_token_nor_query(server) -> None:
-    server.routes = {"/x?signature=abc": (403, {}, b"")}
-    with pytest.raises(DatasetError, match="HTTP 403") as raised:
-        fetch_blob(blob(server.url("/x?signature=abc"), "secret"), PRIVATE_OK)
-    assert "secret" not in str(raised.value) and "abc" not in str(raised.value)
-    assert len(server.seen) == 1
-
-
-def test_a_server_error_is_tried_again(server) -> None:
-    server.routes = {"/x": [(503, {}, b""), (200, {}, ROWS)]}
-    assert fetch_blob(blob(server.url("/x")), PRIVATE_OK) == ROWS
-
-
-def test_a_server_that_stays_down_ends_the_job_with_what_it_said(server, monkeypatch) -> None:
-    monkeypatch.setattr(data_sources.time, "sleep", lambda seconds: None)
-    server.routes = {"/x": (500, {}, b"")}
-    with pytest.raises(DatasetError, match=r"after 5 attempts: .*HTTP 500"):
-        fetch_blob(blob(server.url("/x")), PRIVATE_OK)
-
-
-def test_local_files_only_when_allowed(tmp_path) -> None:
-    path = tmp_path / "rows with space.jsonl"
-    path.write_bytes(ROWS)
-    with pytest.raises(DatasetError, match="ARKOR_RAY_DATASETS_ALLOW_LOCAL_PATHS=1"):
-        fetch_blob(blob(path.as_uri()), DatasetPolicy())
-    assert fetch_blob(blob(path.as_uri()), DatasetPolicy(allow_local_paths=True)) == ROWS
-    with pytest.raises(DatasetError, match="No such file"):
-        fetch_blob(blob((tmp_path / "none").as_uri()), DatasetPolicy(allow_local_paths=True))
 
 
 @pytest.mark.parametrize(
@@ -201,10 +37,22 @@ def test_jsonl_and_json(data, rows) -> None:
     assert list(parse_rows(data)) == rows
 
 
+def test_a_row_that_is_nested_without_end_is_a_bad_row() -> None:
+    deep = "[" * 200_000
+    assert list(parse_rows(deep.encode() + b'\n{"text": "one"}\n')) == [deep, {"text": "one"}]
+
+
 @pytest.mark.parametrize("data", [b"", b" \n\n"])
 def test_an_empty_file_is_an_error(data) -> None:
     with pytest.raises(DatasetError, match="is empty"):
         list(parse_rows(data))
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.close()
 
 
 def hub_config(**wire) -> JobConfig:
@@ -212,24 +60,35 @@ def hub_config(**wire) -> JobConfig:
     return JobConfig.parse({"model": "m", "datasetSource": source, **wire})
 
 
-def builder_of(*files: str, size: int | None = None):
-    config = SimpleNamespace(data_files={"train": list(files)})
-    return SimpleNamespace(config=config, info=SimpleNamespace(download_size=size))
+class Builder:
+    """What `datasets` makes of a repository with these files; `calls` keeps what is loaded of it."""
+
+    def __init__(self, *files: str, size: int | None = None, unpacked: int = 10, calls: list | None = None) -> None:
+        self.config = SimpleNamespace(data_files={"train": list(files)})
+        self.info = SimpleNamespace(download_size=size)
+        self._unpacked, self._calls = unpacked, calls if calls is not None else []
+
+    def download_and_prepare(self) -> None:
+        self._calls.append("download")
+
+    def as_dataset(self, *, split: str):
+        self._calls.append(split)
+        rows = [{"text": f"{split} row"}]
+        return SimpleNamespace(data=SimpleNamespace(nbytes=self._unpacked), to_list=lambda: rows)
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the `datasets` functions; returns the calls of load_dataset."""
+    """A stand-in for the `datasets` functions; returns what was loaded, repository by repository."""
     import datasets
 
-    calls: list[tuple] = []
+    calls: list = []
 
-    def load_dataset(name, subset, *, split):
-        calls.append((name, subset, split))
-        return [{"text": f"{split} row"}]
+    def load_dataset_builder(name, subset):
+        calls.append((name, subset))
+        return Builder(f"hf://datasets/{name}@1/a", calls=calls)
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: builder_of(f"hf://datasets/{name}@1/a"))
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, subset: ["train", "validation", "test"])
     return calls
 
@@ -237,20 +96,21 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(
     ("wire", "calls"),
     [
-        ({}, [("someone/tickets", None, "train")]),
-        ({"source": {"split": "train[:500]", "subset": "en"}}, [("someone/tickets", "en", "train[:500]")]),
-        ({"datasetSplit": "dev"}, [("someone/tickets", None, "dev")]),
-        ({"evalSteps": 5}, [("someone/tickets", None, "train"), ("someone/tickets", None, "validation")]),
+        ({}, [(None, "train")]),
+        ({"source": {"split": "train[:500]", "subset": "en"}}, [("en", "train[:500]")]),
+        ({"datasetSplit": "dev"}, [(None, "dev")]),
+        ({"evalSteps": 5}, [(None, "train"), (None, "validation")]),
         (
             {"evalSteps": 5, "source": {"split": "validation"}},
-            [("someone/tickets", None, "validation"), ("someone/tickets", None, "test")],
+            [(None, "validation"), (None, "test")],
         ),
-        ({"evalSteps": 5, "datasetSplit": {"enabled": True}}, [("someone/tickets", None, "train")]),
+        ({"evalSteps": 5, "datasetSplit": {"enabled": True}}, [(None, "train")]),
     ],
 )
 def test_hub_names_and_splits_are_passed_on(hub, tmp_path, wire, calls) -> None:
     load_rows("job-1", hub_config(**wire), LocalStore(tmp_path), DatasetPolicy())
-    assert hub == calls
+    wanted = [[("someone/tickets", subset), "download", split] for subset, split in calls]
+    assert hub == [each for call in wanted for each in call]
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "http://169.254.169.254/x", "hf://datasets/other/name@1/a"])
@@ -258,7 +118,7 @@ def test_a_repository_may_name_its_own_files_only(hub, monkeypatch, file) -> Non
     import datasets
 
     own = "hf://datasets/someone/tickets@1/a"
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: builder_of(own, file))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: Builder(own, file, calls=hub))
     with pytest.raises(DatasetError, match="outside its own repository"):
         load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy())
     assert hub == []
@@ -267,11 +127,61 @@ def test_a_repository_may_name_its_own_files_only(hub, monkeypatch, file) -> Non
 def test_a_repository_over_the_limit_is_not_downloaded(hub, monkeypatch) -> None:
     import datasets
 
-    large = builder_of("hf://datasets/someone/tickets@1/a", size=100)
+    large = Builder("hf://datasets/someone/tickets@1/a", size=100, calls=hub)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: large)
     with pytest.raises(DatasetError, match="100 bytes"):
         load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=99))
     assert hub == []
+
+
+def test_a_repository_over_the_limit_when_it_is_unpacked_is_refused(hub, monkeypatch) -> None:
+    import datasets
+
+    bomb = Builder("hf://datasets/someone/tickets@1/a", unpacked=1000)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: bomb)
+    with pytest.raises(DatasetError, match="1000 bytes when it is unpacked"):
+        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=999))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{url}/x.jsonl", "{url}/*.jsonl", "{folder}/*.jsonl", "file://{folder}/x.jsonl", "zip://x.jsonl::{url}/x.zip"],
+)
+def test_a_repositorys_card_cannot_make_a_request_or_look_at_this_machine(
+    server, monkeypatch, tmp_path, pattern
+) -> None:
+    """With the real look-up of `datasets`, which finds such files before anybody could ask which ones it has found."""
+    import datasets
+
+    (tmp_path / "x.jsonl").write_bytes(ROWS)
+    server.routes = {"/x.jsonl": (200, {}, ROWS)}
+    pattern = pattern.format(url=server.url(""), folder=tmp_path)
+
+    def load_dataset_builder(name: str, subset: str | None):
+        found = datasets.data_files.DataFilesList.from_patterns([pattern], base_path=str(tmp_path))
+        return Builder(*found)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    with pytest.raises(DatasetError, match="names files outside its own repository"):
+        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy())
+    assert server.seen == []
+
+
+def test_rows_of_a_real_builder_come_as_they_are_stored(monkeypatch, tmp_path) -> None:
+    """A column of images is not opened: it may name any file and any URL."""
+    import datasets
+
+    real = datasets.load_dataset_builder
+    rows = [{"text": "one", "picture": "/etc/passwd"}, {"text": "two", "picture": None}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    features = datasets.Features({"text": datasets.Value("string"), "picture": datasets.Image()})
+    options = {"data_files": str(tmp_path / "x.jsonl"), "features": features, "cache_dir": str(tmp_path / "cache")}
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: real("json", **options))
+    monkeypatch.setattr(data_sources, "_check_files", lambda source, builder, policy: None)
+    monkeypatch.setattr(data_sources, "_own_files_only", lambda name: nullcontext())
+    source = HuggingFaceSource(type="huggingface", name="someone/tickets", split="train[:1]")
+    [row] = load_from_hub(source, hub_config(), DatasetPolicy())["train"]
+    assert row == {"text": "one", "picture": {"bytes": None, "path": "/etc/passwd"}}
 
 
 @pytest.mark.parametrize("name", ["json", "/etc", "../secret", "a/b/c", "-x"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 
 from arkor_ray.errors import ModelError, ServiceUnavailableError
 from arkor_ray.schemas.job import JobConfig
+from arkor_ray.serving.engine.base_model import load_base
 from arkor_ray.training.model import (
     add_lora,
     context_length,
@@ -147,6 +149,29 @@ def test_code_of_a_models_own_runs_only_where_the_operator_trusts_it(tmp_path, m
     model = load_base_model(path, config, "fp32", CPU, trust_remote_code=True)
     assert type(model).__name__ == "HouseForCausalLM"
     assert target_names(add_lora(model, config, path)) == PROJECTIONS
+
+
+class _Payload:
+    """What an attacker puts in place of weights: it writes a file wherever it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self._proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._proof,)
+
+
+@pytest.mark.parametrize("end", ["training", "serving"])
+def test_weights_that_are_a_pickle_are_never_read(tmp_path, end) -> None:
+    path = make_base_model(tmp_path / "base")
+    (path / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": _Payload(tmp_path / "proof")}, path / "pytorch_model.bin")
+    config = make_spec(tmp_path, path).config
+    with pytest.raises(ModelError, match="safetensors"):
+        load_base_model(str(path), config, "fp32", CPU) if end == "training" else load_base(str(path), "fp32")
+    assert not (tmp_path / "proof").exists()
+    torch.load(path / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "proof").exists(), "it would have worked"
 
 
 def test_a_tokenizer_that_is_code_is_refused_since_adapters_could_not_carry_it(base_model, monkeypatch) -> None:

@@ -66,6 +66,7 @@ def load_base(
                 bnb_4bit_compute_dtype=dtype,
             )
             options["device_map"] = {"": place}
+        options["use_safetensors"] = True  # else weights may be a pickle, whose reader runs what it says
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager", **options)
     except LOAD_ERRORS as error:
         if not trust_remote_code and wants_remote_code(error):
