@@ -27,15 +27,7 @@ def check_reachable(settings: Settings) -> None:
     Raises ServiceUnavailableError that names the setting. Both are given minutes while the service runs, which is no help to
     somebody who mistyped an address.
     """
-    db = Database(settings.database_url)
-    try:
-        db.engine.connect().close()
-    except DATABASE_AWAY as error:
-        shown = make_url(settings.database_url).render_as_string(hide_password=True)
-        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-        raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason}") from error
-    finally:
-        db.close()
+    check_database(settings)
     store = open_store(settings.storage_url, endpoint_url=settings.s3_endpoint_url)
     outcome: list[str] = []
 
@@ -57,6 +49,19 @@ def check_reachable(settings: Settings) -> None:
             f"ARKOR_RAY_STORAGE_URL: {where} cannot be used: {said}; check the endpoint (ARKOR_RAY_S3_ENDPOINT_URL), the "
             "bucket and the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
+
+
+def check_database(settings: Settings) -> None:
+    """The database can be opened. Raises ServiceUnavailableError that names the setting and shows no password."""
+    db = Database(settings.database_url)
+    try:
+        db.engine.connect().close()
+    except DATABASE_AWAY as error:
+        shown = make_url(settings.database_url).render_as_string(hide_password=True)
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason}") from error
+    finally:
+        db.close()
 
 
 def start(settings: Settings) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "down": ("arkor_ray.cli.up:down", "End the service that runs on this machine."),
     "status": ("arkor_ray.cli.up:status", "Say whether the service on this machine answers."),
     "doctor": ("arkor_ray.cli.doctor:doctor", "Check what a service needs here, and say what to do."),
+    "migrate": ("arkor_ray.cli.migrate:migrate", "Bring the database to this version's schema."),
     "demo": ("arkor_ray.cli.demo:demo", "Fine-tune a small model and watch it learn."),
     "jobs": ("arkor_ray.cli.jobs:app", "Create, list, follow and cancel fine-tuning jobs."),
     "checkpoints": ("arkor_ray.cli.checkpoints:app", "List and download a job's adapters."),

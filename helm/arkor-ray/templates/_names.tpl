@@ -1,0 +1,81 @@
+{{/* Names, labels, images. A RayService's name must leave KubeRay room for its suffixes: 47 characters at most. */}}
+
+{{- define "arkor-ray.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) .Values.fullnameOverride -}}
+{{- $full | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "arkor-ray.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* What picks pods out. Of a Ray pod no app.kubernetes.io/name: KubeRay's own Service for the head looks for its value there. */}}
+{{- define "arkor-ray.selector" -}}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "arkor-ray.image" -}}
+{{- $repository := required "image.repository: name the image that was made from cluster/Dockerfile, such as registry.example.com/arkor-ray" .Values.image.repository -}}
+{{- if .Values.image.digest -}}
+{{ $repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ $repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+{{- end }}
+
+{{- define "arkor-ray.publicUrl" -}}
+{{- if .Values.publicUrl -}}
+{{ .Values.publicUrl | trimSuffix "/" }}
+{{- else if .Values.ingress.enabled -}}
+https://{{ .Values.ingress.host }}
+{{- end -}}
+{{- end }}
+
+{{/* The groups that have pods, as a list of dicts: name, and the values with podDefaults under them. */}}
+{{- define "arkor-ray.groups" -}}
+{{- $groups := list -}}
+{{- range $name, $values := .Values.workerGroups -}}
+{{- $merged := mustMergeOverwrite (deepCopy $.Values.podDefaults) (deepCopy $values) -}}
+{{- if gt (int $merged.maxReplicas) 0 -}}
+{{- $groups = append $groups (set $merged "name" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $groups -}}
+{{- end }}
+
+{{- define "arkor-ray.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: {{ .runAsUser }}
+runAsGroup: {{ .runAsGroup }}
+fsGroup: {{ .fsGroup }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "arkor-ray.securityContext" -}}
+runAsNonRoot: true
+readOnlyRootFilesystem: true
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* emptyDir, or with a storage class a volume of the pod's own. */}}
+{{- define "arkor-ray.podVolume" -}}
+{{- if .storageClass -}}
+ephemeral:
+  volumeClaimTemplate:
+    spec:
+      accessModes: [ReadWriteOnce]
+      storageClassName: {{ .storageClass }}
+      resources: {requests: {storage: {{ .size }}}}
+{{- else -}}
+emptyDir: {sizeLimit: {{ .size }}}
+{{- end -}}
+{{- end }}

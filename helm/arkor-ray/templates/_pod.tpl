@@ -1,0 +1,190 @@
+{{/*
+The pod of a Ray node: dict root, spec (of the head or of a group), name (of the group), container. What a process may write
+is on volumes; everything else is read-only.
+*/}}
+
+{{- define "arkor-ray.podTemplate" -}}
+{{- $root := .root -}}
+{{- $spec := .spec -}}
+metadata:
+  labels:
+    {{- include "arkor-ray.selector" (dict "root" $root "component" "ray") | nindent 4 }}
+    arkor-ray/group: {{ .name }}
+    {{- with $spec.podLabels }}{{ toYaml . | nindent 4 }}{{ end }}
+  {{- with $spec.podAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- with $root.Values.imagePullSecrets }}
+  imagePullSecrets: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  serviceAccountName: {{ include "arkor-ray.fullname" $root }}{{ if eq .name "head" }}-head{{ end }}
+  # Only the autoscaler talks to Kubernetes; it mounts a token of its own.
+  automountServiceAccountToken: false
+  # Services of the namespace would appear as variables, and one called arkor-ray as ARKOR_RAY_PORT.
+  enableServiceLinks: false
+  securityContext: {{- include "arkor-ray.podSecurityContext" $root.Values.podSecurity | nindent 4 }}
+  terminationGracePeriodSeconds: {{ $spec.terminationGracePeriodSeconds }}
+  {{- with $spec.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with $spec.runtimeClassName }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  {{- with $spec.nodeSelector }}
+  nodeSelector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $spec.tolerations }}
+  tolerations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $spec.affinity }}
+  affinity: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $spec.topologySpreadConstraints }}
+  topologySpreadConstraints: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: {{ .container }}
+      image: {{ include "arkor-ray.image" $root }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      securityContext: {{- include "arkor-ray.securityContext" $root | nindent 8 }}
+      ports:
+        {{- if eq .name "head" }}
+        - {name: gcs-server, containerPort: 6379}
+        - {name: dashboard, containerPort: 8265}
+        - {name: client, containerPort: 10001}
+        {{- end }}
+        - {name: metrics, containerPort: 8080}
+        - {name: serve, containerPort: 8000}
+      env:
+        {{- include "arkor-ray.rayEnv" $root | nindent 8 }}
+        {{- with concat $root.Values.extraEnv $spec.extraEnv }}{{ toYaml . | nindent 8 }}{{ end }}
+      resources: {{- include "arkor-ray.resources" (dict "spec" $spec "gpuResource" $root.Values.gpuResource) | nindent 8 }}
+      {{- /* Ray's agent answers for the raylet, on the head also for the GCS. A worker is ready when it can pass on
+      requests to the API; one without a replica runs no proxy, is never ready, and works all the same. */}}
+      startupProbe:
+        httpGet: {path: /api/healthz, port: 52365}
+        periodSeconds: 5
+        timeoutSeconds: 5
+        failureThreshold: 120
+      livenessProbe:
+        httpGet: {path: /api/healthz, port: 52365}
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 60
+      readinessProbe:
+        {{- if eq .name "head" }}
+        httpGet: {path: /api/healthz, port: 52365}
+        failureThreshold: 6
+        {{- else }}
+        httpGet: {path: /-/healthz, port: serve}
+        failureThreshold: 2
+        {{- end }}
+        periodSeconds: 5
+        timeoutSeconds: 5
+      lifecycle:
+        preStop:
+          exec: {command: [sleep, "5"]} # until no request is sent here any more
+      volumeMounts:
+        {{- include "arkor-ray.tempMounts" $root | nindent 8 }}
+        - {name: shared-mem, mountPath: /dev/shm}
+        - {name: home, mountPath: /home/arkor}
+        - {name: scratch, mountPath: /var/lib/arkor-ray}
+        - {name: model-cache, mountPath: /var/cache/arkor-ray}
+        - {name: catalogue, mountPath: /etc/arkor-ray, readOnly: true}
+        {{- with $spec.extraVolumeMounts }}{{ toYaml . | nindent 8 }}{{ end }}
+  volumes:
+    - name: tmp
+      emptyDir: {}
+    - name: ray-logs
+      emptyDir: {}
+    - name: shared-mem
+      emptyDir: {medium: Memory, sizeLimit: {{ $spec.sharedMemoryGiB }}Gi}
+    - name: home
+      emptyDir: {}
+    - name: scratch
+      {{- include "arkor-ray.podVolume" $spec.scratch | nindent 6 }}
+    - name: model-cache
+      {{- if $spec.modelCache.existingClaim }}
+      persistentVolumeClaim: {claimName: {{ $spec.modelCache.existingClaim }}}
+      {{- else }}
+      {{- include "arkor-ray.podVolume" $spec.modelCache | nindent 6 }}
+      {{- end }}
+    - name: catalogue
+      configMap: {name: {{ include "arkor-ray.fullname" $root }}-catalogue}
+    {{- if and (eq .name "head") $root.Values.autoscaling.enabled }}
+    - name: kubernetes-token
+      projected:
+        sources:
+          - serviceAccountToken: {path: token, expirationSeconds: 3600}
+          - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+          - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
+    {{- end }}
+    {{- with $spec.extraVolumes }}{{ toYaml . | nindent 4 }}{{ end }}
+{{- end }}
+
+{{/* Of Ray and of the autoscaler, whose logs the head reads. */}}
+{{- define "arkor-ray.tempMounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: ray-logs, mountPath: /tmp/ray}
+{{- end }}
+
+{{/* A user of whom the image may know nothing needs a name as well: getpass asks for one. */}}
+{{- define "arkor-ray.userEnv" -}}
+- {name: HOME, value: /home/arkor}
+- {name: USER, value: arkor}
+- {name: LOGNAME, value: arkor}
+{{- end }}
+
+{{- define "arkor-ray.rayEnv" -}}
+{{ include "arkor-ray.userEnv" . }}
+- {name: RAY_USAGE_STATS_ENABLED, value: "0"}
+- {name: HF_HOME, value: /var/cache/arkor-ray/huggingface}
+{{- if .Values.hub.offline }}
+- {name: HF_HUB_OFFLINE, value: "1"}
+{{- end }}
+{{- with .Values.hub.existingSecret }}
+{{- if .name }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef: {name: {{ .name }}, key: {{ .key }}}
+{{- end }}
+{{- end }}
+- {name: ARKOR_RAY_CLUSTER, value: "1"}
+- {name: ARKOR_RAY_ANONYMOUS, value: {{ ternary "1" "0" .Values.anonymous | quote }}}
+- {name: ARKOR_RAY_DATA_DIR, value: /var/lib/arkor-ray}
+- {name: ARKOR_RAY_CACHE_DIR, value: /var/cache/arkor-ray}
+- {name: ARKOR_RAY_CATALOGUE, value: /etc/arkor-ray/catalogue.yaml}
+{{- if .Values.allowAnyHubModel }}
+- {name: ARKOR_RAY_MODELS, value: "*"}
+{{- end }}
+{{ include "arkor-ray.databaseEnv" . }}
+- {name: ARKOR_RAY_STORAGE_URL, value: {{ include "arkor-ray.storageUrl" . | quote }}}
+{{- with include "arkor-ray.storageEndpoint" . }}
+- {name: ARKOR_RAY_S3_ENDPOINT_URL, value: {{ . | quote }}}
+{{- end }}
+{{ include "arkor-ray.storageEnv" . }}
+{{- with include "arkor-ray.publicUrl" . }}
+- {name: ARKOR_RAY_PUBLIC_URL, value: {{ . | quote }}}
+{{- end }}
+{{- with .Values.endpoints.domain }}
+- {name: ARKOR_RAY_ENDPOINTS_DOMAIN, value: {{ . | quote }}}
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+- name: ARKOR_RAY_{{ upper $name }}
+  value: {{ ternary (ternary "1" "0" (eq (toString $value) "true")) (include "arkor-ray.plainNumber" $value) (kindIs "bool" $value) | quote }}
+{{- end }}
+{{- end }}
+
+{{/* Helm reads numbers as floats, which print as 8.388608e+06. */}}
+{{- define "arkor-ray.plainNumber" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
+{{- end }}
+
+{{- define "arkor-ray.resources" -}}
+{{- $resources := deepCopy .spec.resources -}}
+{{- if .spec.gpus -}}
+{{- $_ := set $resources "limits" (set (default dict $resources.limits) .gpuResource (toString .spec.gpus)) -}}
+{{- end -}}
+{{ toYaml $resources }}
+{{- end }}

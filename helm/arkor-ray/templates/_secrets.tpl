@@ -1,0 +1,69 @@
+{{/*
+Where each secret is: in one that exists, or in one of ours. Ours are made once: an upgrade finds the value in the cluster.
+*/}}
+
+{{- define "arkor-ray.rayAuthSecret" -}}
+{{ default (printf "%s-ray-auth" (include "arkor-ray.fullname" .)) .Values.rayAuth.existingSecret }}
+{{- end }}
+
+{{- define "arkor-ray.databaseSecret" -}}
+{{- if .Values.postgresql.enabled -}}
+name: {{ include "arkor-ray.fullname" . }}-postgresql
+key: url
+{{- else -}}
+{{ toYaml .Values.database.existingSecret }}
+{{- end -}}
+{{- end }}
+
+{{- define "arkor-ray.databaseEnv" -}}
+- name: ARKOR_RAY_DATABASE_URL
+  valueFrom:
+    secretKeyRef: {{- include "arkor-ray.databaseSecret" . | nindent 6 }}
+{{- end }}
+
+{{- define "arkor-ray.storageUrl" -}}
+{{ ternary (printf "s3://%s" .Values.objectStore.bucket) .Values.storage.url .Values.objectStore.enabled }}
+{{- end }}
+
+{{- define "arkor-ray.storageEndpoint" -}}
+{{ ternary (printf "http://%s-object-store:7070" (include "arkor-ray.fullname" .)) .Values.storage.endpointUrl .Values.objectStore.enabled }}
+{{- end }}
+
+{{- define "arkor-ray.storageEnv" -}}
+- name: AWS_DEFAULT_REGION
+  value: {{ .Values.storage.region | quote }}
+{{- $secret := .Values.storage.existingSecret }}
+{{- if .Values.objectStore.enabled }}
+{{- $secret = dict "name" (printf "%s-object-store" (include "arkor-ray.fullname" .)) "accessKeyIdKey" "accessKeyId" "secretAccessKeyKey" "secretAccessKey" }}
+{{- end }}
+{{- if $secret.name }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom:
+    secretKeyRef: {name: {{ $secret.name }}, key: {{ $secret.accessKeyIdKey }}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ $secret.name }}, key: {{ $secret.secretAccessKeyKey }}}
+{{- end }}
+{{- end }}
+
+{{/* dict root, name, key (of the Secret), value (what the values say), path (where they say it) */}}
+{{- define "arkor-ray.secretValue" -}}
+{{- if .value -}}
+{{- include "arkor-ray.checkSecret" . -}}
+{{- .value -}}
+{{- else -}}
+{{- $found := lookup "v1" "Secret" .root.Release.Namespace .name | default dict -}}
+{{- $kept := get ($found.data | default dict) .key -}}
+{{- if $kept -}}{{- $kept | b64dec -}}{{- else -}}{{- randAlphaNum 40 -}}{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "arkor-ray.checkSecret" -}}
+{{- $plain := regexReplaceAll "[^a-z0-9]" (lower .value) "" -}}
+{{- if regexMatch "^(my|your|the|some|a)?(changeit|changeme|changethis|replaceme|placeholder|example|dummy|test|todo|default|admin|root|minio|postgres|redis|arkor|ray|secret|password|passwd|passw0rd|token|key|x+|[0-9]+)+$" $plain -}}
+{{- fail (printf "%s is a placeholder that anybody would guess: leave it out and one is made, or give a random one (openssl rand -hex 24)" .path) -}}
+{{- end -}}
+{{- if lt (len .value) 16 -}}
+{{- fail (printf "%s has %d characters: give at least 16 random ones (openssl rand -hex 24), or leave it out and one is made" .path (len .value)) -}}
+{{- end -}}
+{{- end }}
