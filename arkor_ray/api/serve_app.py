@@ -14,6 +14,7 @@ from arkor_ray.api.app import create_app
 from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
 from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.jobs.controller import ensure_controller
+from arkor_ray.placement import nodes_for
 from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         name=DEPLOYMENT,
         num_replicas=num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "label_selector": nodes_for(settings, "control-plane")},
         # Streams would keep a replica that stops waiting for ever; their readers come back to the next one.
         graceful_shutdown_timeout_s=2,
         graceful_shutdown_wait_loop_s=0.5,
@@ -47,8 +48,9 @@ def application(args: dict[str, str]) -> serve.Application:
 
     `args`: "num_replicas", 1 if absent. Also makes sure that the controller runs, which `arkor-ray up` does by itself.
     """
-    ensure_controller()
-    return build_api(Settings.load(), num_replicas=int(args.get("num_replicas", "1")))
+    settings = Settings.load()
+    ensure_controller(settings)
+    return build_api(settings, num_replicas=int(args.get("num_replicas", "1")))
 
 
 class Api:

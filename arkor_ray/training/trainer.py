@@ -83,6 +83,7 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
             num_workers=spec.config.num_workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": spec.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+            label_selector=spec.nodes or None,
         ),
         run_config=RunConfig(
             name=f"{spec.job_id}-{spec.attempt}",
