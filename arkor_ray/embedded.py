@@ -31,7 +31,16 @@ MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job
 # What every process of one service must agree on.
 SHARED_SETTINGS = tuple(
     f"ARKOR_RAY_{name}"
-    for name in ("DATABASE_URL", "STORAGE_URL", "S3_ENDPOINT_URL", "MODELS", "CATALOGUE", "PUBLIC_URL", "CLUSTER", "NODE_ROLES")
+    for name in (
+        "DATABASE_URL",
+        "STORAGE_URL",
+        "S3_ENDPOINT_URL",
+        "MODELS",
+        "CATALOGUE",
+        "PUBLIC_URL",
+        "CLUSTER",
+        "NODE_ROLES",
+    )
 )
 
 

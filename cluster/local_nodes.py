@@ -97,7 +97,9 @@ def down(directory: Path) -> None:
     deadline = time.monotonic() + 2 * STOP_TIMEOUT_S
     while read_instance(directory) is not None:
         if time.monotonic() > deadline:
-            raise ServiceUnavailableError(f"Process {running['pid']} has not ended {2 * STOP_TIMEOUT_S:g} s after SIGTERM")
+            raise ServiceUnavailableError(
+                f"Process {running['pid']} has not ended {2 * STOP_TIMEOUT_S:g} s after SIGTERM"
+            )
         time.sleep(0.1)
     print("The nodes have stopped")
 
@@ -159,7 +161,9 @@ def _start_command(node: Node, gcs: str, temp_dir: Path, *, head: bool) -> list[
     command += [f"--node-ip-address={node.address}", f"--num-cpus={node.cpus}", f"--temp-dir={temp_dir}"]
     command += [f"--labels={ROLE_LABEL}={node.role}"] if node.role else []
     command += [f"--dashboard-agent-listen-port={agent}", "--min-worker-port=0", "--max-worker-port=0"]
-    command += ["--object-store-memory=200000000"]  # bytes; each node would otherwise take a share of the machine's memory
+    command += [
+        "--object-store-memory=200000000"
+    ]  # bytes; each node would otherwise take a share of the machine's memory
     return command
 
 

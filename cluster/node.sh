@@ -3,8 +3,10 @@
 # such as systemd or Docker, has all of it back, and jobs under way go on from their newest checkpoints.
 #
 #   node.sh head|worker [options of `ray start`]
+#   node.sh exec COMMAND...      with the settings of a node, such as `arkor-ray tokens issue`
 #
-# ENVIRONMENT_FILES  files of NAME=VALUE lines to read first, separated by spaces; those that are not there are skipped
+# ENVIRONMENT_FILES  files of NAME=VALUE lines to read first, separated by spaces; those that are not there are skipped. Default:
+#                    arkor.env and node.env in the home directory, where `ray up` puts them
 # SERVE_CONFIG       what the head deploys; default: serving/config.yaml beside this script's folder
 # RAY_HEAD_IP        of a worker: where the head is
 set -euo pipefail
@@ -12,13 +14,14 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 role=${1:-}
 shift || true
+[ ! -d "$HOME/arkor-venv" ] || export PATH="$HOME/arkor-venv/bin:$PATH"
 
 fail() {
   echo "node.sh: $1" >&2
   exit 78 # a mistake in the configuration, says sysexits.h
 }
 
-for file in ${ENVIRONMENT_FILES:-}; do
+for file in ${ENVIRONMENT_FILES-$HOME/arkor.env $HOME/node.env}; do
   [ -r "$file" ] || continue
   while IFS= read -r line || [ -n "$line" ]; do
     # Not sourced: a password may hold what a shell would act upon. An empty value is the same as none.
@@ -32,6 +35,7 @@ export ARKOR_RAY_DATA_DIR=${ARKOR_RAY_DATA_DIR:-$HOME/.arkor-ray}
 for name in RAY_AUTH_TOKEN ARKOR_RAY_DATABASE_URL ARKOR_RAY_STORAGE_URL; do
   [ -n "${!name:-}" ] || fail "$name is empty; fill it in as cluster/arkor.env.example says"
 done
+[ "$role" != exec ] || exec "$@"
 mkdir -p "$ARKOR_RAY_DATA_DIR"
 python - <<'PYTHON' || exit 78
 import sys
@@ -55,7 +59,7 @@ worker)
   ray start --block --address="${RAY_HEAD_IP:?set it to the address of the head}:6379" "$@" &
   ;;
 *)
-  fail "say head or worker"
+  fail "say head, worker or exec"
   ;;
 esac
 ray=$!

@@ -139,8 +139,8 @@ class AheadArgs(BaseModel):
 def application(args: dict[str, str]) -> Application:
     """For `serve deploy`: the application of one base model just as the controller would start it when it is needed.
 
-    `args` are those of AheadArgs. Settings come from ARKOR_RAY_* of the environment. Raises InvalidRequestError where the controller would not find it under
-    its name and start another, and ModelError where the catalogue does not have the model.
+    `args` are those of AheadArgs. Settings come from ARKOR_RAY_* of the environment. Raises InvalidRequestError where the
+    controller would not find it under its name and start another, and ModelError where the catalogue does not have the model.
     """
     from arkor_ray.errors import InvalidRequestError
     from arkor_ray.settings import Settings
