@@ -136,6 +136,7 @@ def _environment(directory: Path, *, with_roles: bool) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing to drain: all state is in the database and storage
         "ARKOR_RAY_DATA_DIR": os.environ.get("ARKOR_RAY_DATA_DIR", str(directory / "service")),
         "ARKOR_RAY_NODE_ROLES": str(int(with_roles)),
     }

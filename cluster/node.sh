@@ -32,6 +32,8 @@ done
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 export ARKOR_RAY_CLUSTER=${ARKOR_RAY_CLUSTER:-1} ARKOR_RAY_ANONYMOUS=${ARKOR_RAY_ANONYMOUS:-0}
 export ARKOR_RAY_DATA_DIR=${ARKOR_RAY_DATA_DIR:-$HOME/.arkor-ray}
+# Nothing to drain: all state is in the database and the storage. Ray would take longer than Docker and systemd wait.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-0}
 for name in RAY_AUTH_TOKEN ARKOR_RAY_DATABASE_URL ARKOR_RAY_STORAGE_URL; do
   [ -n "${!name:-}" ] || fail "$name is empty; fill it in as cluster/arkor.env.example says"
 done
@@ -78,5 +80,8 @@ if [ "$role" = head ]; then
   done
 fi
 
-# A signal ends the first wait; the second is for Ray's own end.
-wait "$ray" || wait "$ray"
+wait "$ray" && status=0 || status=$?
+while kill -0 "$ray" 2>/dev/null; do # a signal has ended the wait, but not yet Ray
+  wait "$ray" && status=0 || status=$?
+done
+exit "$status"
