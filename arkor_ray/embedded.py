@@ -100,6 +100,12 @@ class LocalRay:
     """
 
     def __init__(self, settings: Settings, address: str | None = None) -> None:
+        if settings.node_roles and address is None:
+            raise InvalidRequestError(
+                "ARKOR_RAY_NODE_ROLES=1: a Ray of one node has no node for each role; unset it, or join a cluster with "
+                "--ray-address",
+                param="ARKOR_RAY_NODE_ROLES",
+            )
         self._address = address
         self._process: subprocess.Popen[bytes] | None = None
         cpus = max(MIN_CPUS, os.cpu_count() or 1)

@@ -42,7 +42,8 @@ def test_every_secret_must_be_filled_in_and_the_example_has_none():
 def test_what_a_service_refers_to_is_there(name):
     service = SERVICES[name]
     assert networks(service) <= COMPOSE["networks"].keys()
-    assert {volume.partition(":")[0] for volume in service.get("volumes", [])} <= COMPOSE["volumes"].keys()
+    named = {volume.partition(":")[0] for volume in service.get("volumes", []) if not volume.startswith("/")}
+    assert named <= COMPOSE["volumes"].keys()
     for other, needed in service.get("depends_on", {}).items():
         if needed["condition"] == "service_healthy":
             assert SERVICES[other]["healthcheck"]["test"]
@@ -66,6 +67,7 @@ def test_the_nodes_settings_are_those_of_a_cluster_with_tokens(name, monkeypatch
     assert settings.database_url == "postgresql://arkor:POSTGRES_PASSWORD@postgres/arkor"
     assert SERVICES[name]["environment"]["RAY_AUTH_MODE"] == "token"
     assert SERVICES[name]["read_only"]
+    assert {volume.rpartition(":")[2] for volume in SERVICES[name]["volumes"]} == {"/var/lib/arkor-ray", "/tmp"}
     assert SERVICES[name]["cap_drop"] == ["ALL"]
 
 
