@@ -38,7 +38,16 @@ LOOPBACK_ONLY = {
 # What every process of one service must agree on.
 SHARED_SETTINGS = tuple(
     f"ARKOR_RAY_{name}"
-    for name in ("DATABASE_URL", "STORAGE_URL", "S3_ENDPOINT_URL", "MODELS", "CATALOGUE", "PUBLIC_URL", "CLUSTER")
+    for name in (
+        "DATABASE_URL",
+        "STORAGE_URL",
+        "S3_ENDPOINT_URL",
+        "MODELS",
+        "CATALOGUE",
+        "PUBLIC_URL",
+        "CLUSTER",
+        "NODE_ROLES",
+    )
 )
 
 
@@ -99,6 +108,12 @@ class LocalRay:
     """
 
     def __init__(self, settings: Settings, address: str | None = None) -> None:
+        if settings.node_roles and address is None:
+            raise InvalidRequestError(
+                "ARKOR_RAY_NODE_ROLES=1: a Ray of one node has no node for each role; unset it, or join a cluster with "
+                "--ray-address",
+                param="ARKOR_RAY_NODE_ROLES",
+            )
         self._address = address
         self._process: subprocess.Popen[bytes] | None = None
         cpus = max(MIN_CPUS, os.cpu_count() or 1)
@@ -171,7 +186,7 @@ class LocalRay:
             # A session of its own: Ctrl-C in the terminal is for us, and we end Ray in our order.
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         host = _own_address()
         self._await_port(host, gcs)
@@ -238,7 +253,7 @@ class LocalRay:
             return
         last = Path(self._temp_dir_note.read_text())
         if last.name.startswith("arkor-ray-"):
-            _kill_leftovers(last)
+            kill_processes_of(last)
             shutil.rmtree(last, ignore_errors=True)
         self._temp_dir_note.unlink()
 
@@ -298,13 +313,13 @@ def _own_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child: SIGTERM when the parent dies, so that a killed `up` leaves no Ray behind. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _kill_leftovers(temp_dir: Path) -> None:
+def kill_processes_of(temp_dir: Path) -> None:
     """Kills processes whose command line names our Ray's own directory: only ours ever do."""
     if sys.platform != "linux":
         return

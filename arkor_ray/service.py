@@ -78,7 +78,7 @@ def start(settings: Settings) -> None:
     db = Database(settings.database_url)
     db.migrate()
     db.close()
-    controller = ensure_controller()
+    controller = ensure_controller(settings)
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=settings.host, port=settings.port))
     serve.run(build_api(settings), name=APPLICATION, route_prefix="/")
     wait_until_ready(settings.local_url, controller)

@@ -95,6 +95,13 @@ def test_settings_that_a_joined_ray_does_not_share_are_named(tmp_path, monkeypat
     assert embedded.differing_settings(local.settings.environment(), theirs) == ["ARKOR_RAY_DATABASE_URL"]
 
 
+def test_roles_need_a_cluster(tmp_path):
+    settings = Settings.load(data_dir=tmp_path, node_roles=True)
+    with pytest.raises(InvalidRequestError, match="--ray-address"):
+        LocalRay(settings)
+    LocalRay(settings, address="127.0.0.1:1")
+
+
 @pytest.mark.parametrize(
     ("address", "sentence"), [("nowhere", "write HOST:PORT"), ("127.0.0.1:{port}", "no Ray answers there")]
 )

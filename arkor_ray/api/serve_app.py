@@ -15,6 +15,7 @@ from arkor_ray.api.app import create_app
 from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
 from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.jobs.controller import ensure_controller
+from arkor_ray.placement import nodes_for
 from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         name=DEPLOYMENT,
         num_replicas=num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "label_selector": nodes_for(settings, "control-plane")},
         # Streams would keep a replica that stops waiting for ever; their readers come back to the next one.
         graceful_shutdown_timeout_s=2,
         graceful_shutdown_wait_loop_s=0.5,
@@ -49,9 +50,10 @@ def application(args: dict[str, str]) -> serve.Application:
     `args`: "num_replicas", 1 if absent. Also makes sure that the controller runs, which `arkor-ray up` does by itself.
     Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is Serve's config that says who reaches the API.
     """
-    ensure_controller()
     said = {} if os.environ.get("ARKOR_RAY_ANONYMOUS") else {"anonymous": False}
-    return build_api(Settings.load(**said), num_replicas=int(args.get("num_replicas", "1")))
+    settings = Settings.load(**said)
+    ensure_controller(settings)
+    return build_api(settings, num_replicas=int(args.get("num_replicas", "1")))
 
 
 class Api:

@@ -23,6 +23,7 @@ from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
 from arkor_ray.jobs.storage_sweep import StorageSweep
+from arkor_ray.placement import nodes_for
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import BasePrecision
@@ -238,7 +239,7 @@ class Controller:
 
     def driver_logs(self, submission: str) -> str:
         """What a job's driver printed."""
-        return RayJobsLauncher().logs(submission)
+        return RayJobsLauncher(self._settings).logs(submission)
 
     def stop(self) -> None:
         """Ends the loop and gives up the lease; for a clean shutdown of the service."""
@@ -252,7 +253,7 @@ class Controller:
             try:
                 if reconciler is None:
                     sweep = StorageSweep(self._settings, db)
-                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(), self._serving, sweep)
+                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(self._settings), self._serving, sweep)
                 reconciler.turn()
             except Exception:  # a loop that ends leaves every job where it is, and nobody would notice
                 logger.exception("The controller's turn failed; the next one tries again")
@@ -262,7 +263,7 @@ class Controller:
         self._stopped.set()
 
 
-def ensure_controller() -> Any:
+def ensure_controller(settings: Settings) -> Any:
     """The controller's actor handle, started if it does not run yet."""
     import ray
 
@@ -272,6 +273,7 @@ def ensure_controller() -> Any:
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
+        "label_selector": nodes_for(settings, "control-plane"),
         "max_restarts": -1,
         "max_task_retries": -1,
         "max_concurrency": 64,

@@ -8,6 +8,8 @@ import sys
 from typing import Protocol
 
 from arkor_ray.jobs.decision import SubmissionState
+from arkor_ray.placement import nodes_for
+from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,16 @@ class Launcher(Protocol):
 
 
 class RayJobsLauncher:
-    """Ray Jobs through its REST API, on the Ray that this process is connected to."""
+    """Ray Jobs through its REST API, on the Ray that this process is connected to.
 
-    def __init__(self) -> None:
+    Drivers run on the head node, or on nodes for training where nodes have roles: they need what training imports.
+    """
+
+    def __init__(self, settings: Settings) -> None:
         import ray
         from ray.job_submission import JobSubmissionClient
 
+        self._nodes = nodes_for(settings, "training")
         self._client = JobSubmissionClient(ray.get_runtime_context().gcs_address)
 
     def submit(self, job_id: str, attempt: int, environment: dict[str, str]) -> None:
@@ -51,6 +57,7 @@ class RayJobsLauncher:
                 submission_id=name,
                 runtime_env={"env_vars": environment} if environment else None,
                 metadata={"arkor_job_id": job_id, "attempt": str(attempt)},
+                entrypoint_label_selector=self._nodes or None,
             )
         except RuntimeError:
             if self.state(name)[0] in (SubmissionState.MISSING, SubmissionState.UNKNOWN):

@@ -50,6 +50,7 @@ class InferenceArgs(BaseModel):
     num_replicas: int = Field(default=1, ge=1)
     num_gpus: float | None = Field(default=None, ge=0, description="Per replica; absent: by gpus_of_replica.")
     cpu_threads: int | None = Field(default=None, ge=1, description="Absent: half of the node's cores.")
+    nodes: dict[str, str] = Field(default_factory=dict, description="Label selector of the nodes for replicas.")
     max_ongoing_requests: int = Field(default=1000, ge=1, description="Per replica, running and waiting.")
 
 
@@ -70,6 +71,8 @@ def application_name(base_model: str, base_precision: str) -> str:
 
 def inference_args(settings: Settings, base_model: str, base_precision: BasePrecision) -> InferenceArgs:
     """Arguments for a base model (a reference) from what the catalogue says about it, and for the rest the settings."""
+    from arkor_ray.placement import nodes_for
+
     base = settings.base_models.of_base(base_model)
     own = base.serving
     return InferenceArgs(
@@ -86,6 +89,7 @@ def inference_args(settings: Settings, base_model: str, base_precision: BasePrec
         max_len=own.max_length or settings.serving_max_length,
         num_replicas=own.replicas or settings.serving_replicas,
         num_gpus=own.gpus,
+        nodes=nodes_for(settings, "serving"),
     )
 
 
@@ -109,7 +113,7 @@ def build_app(args: InferenceArgs) -> Application:
         num_replicas=args.num_replicas,
         max_ongoing_requests=args.max_ongoing_requests,
         # On a machine without GPUs inference shares the cores with training, which must not wait for it.
-        ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus},
+        ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus, "label_selector": args.nodes},
         request_router_config=RequestRouterConfig(
             request_router_class=_ROUTER,  # type: ignore[arg-type]
             request_router_kwargs={"num_fallback_replicas": 2},
@@ -120,3 +124,34 @@ def build_app(args: InferenceArgs) -> Application:
         graceful_shutdown_timeout_s=5,
     )
     return deployment.bind(args)  # type: ignore[attr-defined]
+
+
+class AheadArgs(BaseModel):
+    """Arguments of an application that a config for `serve deploy` has, so that no first request waits for its start."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    application: str = Field(description="The application's own name, which must be that of its base model.")
+    model: str = Field(description="A base model by a name of the catalogue.")
+    precision: BasePrecision = Field(description="That jobs and chats ask for; a GPU's default is bf16, a CPU's fp32.")
+
+
+def application(args: dict[str, str]) -> Application:
+    """For `serve deploy`: the application of one base model just as the controller would start it when it is needed.
+
+    `args` are those of AheadArgs. Settings come from ARKOR_RAY_* of the environment. Raises InvalidRequestError where the
+    controller would not find it under its name and start another, and ModelError where the catalogue does not have the model.
+    """
+    from arkor_ray.errors import InvalidRequestError
+    from arkor_ray.settings import Settings
+
+    settings, ahead = Settings.load(), AheadArgs.model_validate(args)
+    base_model = settings.resolve_model(ahead.model)
+    name = application_name(base_model, ahead.precision)
+    if ahead.application != name:
+        raise InvalidRequestError(
+            f"the application of {ahead.model} in {ahead.precision} must be named {name}, not {ahead.application}: under "
+            "another name it would not be found, and started once more",
+            param="application",
+        )
+    return build_app(inference_args(settings, base_model, ahead.precision))

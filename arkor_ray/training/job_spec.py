@@ -27,8 +27,8 @@ class JobSpec:
 
     `base_model` is the reference (see schemas/model.py) that the catalogue has for `config.model`, and `model_cache` the
     folder of each node for base models that come from S3. `cpus_per_worker` is what Ray reserves, small so that a laptop
-    has room for serving besides; it limits no threads. `scratch_dir` is a local folder of the machine for spooled
-    checkpoints; it may vanish at any time.
+    has room for serving besides; it limits no threads. `nodes` is the label selector of the nodes to train on. `scratch_dir`
+    is a local folder of the machine for spooled checkpoints; it may vanish at any time.
     """
 
     job_id: str
@@ -42,6 +42,7 @@ class JobSpec:
     dataset_policy: DatasetPolicy = field(default_factory=DatasetPolicy)
     max_worker_failures: int = 5
     cpus_per_worker: float = 0.5
+    nodes: dict[str, str] = field(default_factory=dict)
     scratch_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "arkor-ray-training")
 
     def open_store(self) -> ObjectStore:

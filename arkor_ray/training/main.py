@@ -76,6 +76,7 @@ def make_spec(
     job_id: str, attempt: int, wire_config: dict[str, Any], dataset_token: str | None, settings: Settings
 ) -> JobSpec:
     """The job as the train loop wants it. Raises InvalidRequestError (ModelError for the catalogue)."""
+    from arkor_ray.placement import nodes_for
     from arkor_ray.schemas.job import JobConfig
     from arkor_ray.training.job_spec import DatasetPolicy, JobSpec
 
@@ -100,6 +101,7 @@ def make_spec(
             max_bytes=settings.datasets_max_bytes,
             timeout_s=settings.datasets_timeout_s,
         ),
+        nodes=nodes_for(settings, "training"),
         scratch_dir=settings.data_dir / "scratch",
     )
 

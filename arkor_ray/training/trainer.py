@@ -85,6 +85,7 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
             num_workers=spec.config.num_workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": spec.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+            label_selector=spec.nodes or None,  # type: ignore[call-arg]  # mypy sees the class of Ray Train's version 1
         ),
         run_config=RunConfig(
             name=f"{spec.job_id}-{spec.attempt}",

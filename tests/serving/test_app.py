@@ -7,7 +7,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from arkor_ray.serving.app import InferenceArgs, application_name, build_app, inference_args
+from arkor_ray.errors import InvalidRequestError, ModelError
+from arkor_ray.serving.app import InferenceArgs, application, application_name, build_app, inference_args
 from arkor_ray.settings import Settings
 
 
@@ -68,4 +69,23 @@ def test_application_asks_for_no_cpu():
     deployment = build_app(args)._bound_deployment
     assert deployment.name == "LLMServer"
     assert deployment.num_replicas == 2
-    assert deployment.ray_actor_options == {"num_cpus": 0, "num_gpus": 0.0}
+    assert deployment.ray_actor_options == {"num_cpus": 0, "num_gpus": 0.0, "label_selector": {}}
+
+
+def test_an_application_deployed_ahead_is_the_one_that_the_controller_would_start(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARKOR_RAY_MODELS", "chat=a/b@v1")
+    monkeypatch.setenv("ARKOR_RAY_DATA_DIR", str(tmp_path))
+    ahead = application({"application": application_name("a/b@v1", "bf16"), "model": "Chat", "precision": "bf16"})
+    started = build_app(inference_args(Settings.load(), "a/b@v1", "bf16"))
+    assert ahead._bound_deployment.init_args == started._bound_deployment.init_args
+    assert ahead._bound_deployment.ray_actor_options == started._bound_deployment.ray_actor_options
+
+
+def test_an_application_deployed_ahead_under_another_name_is_refused_with_the_right_one(monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_MODELS", "chat=a/b")
+    with pytest.raises(InvalidRequestError, match=application_name("a/b", "bf16")):
+        application({"application": application_name("a/b", "fp32"), "model": "chat", "precision": "bf16"})
+    with pytest.raises(ModelError, match="ARKOR_RAY_MODELS"):
+        application({"application": "inference-x", "model": "other", "precision": "bf16"})
+    with pytest.raises(ValidationError, match="precison"):
+        application({"application": "inference-x", "model": "chat", "precision": "bf16", "precison": "fp32"})

@@ -1,0 +1,99 @@
+"""cluster/local_nodes.py without starting Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from arkor_ray.embedded import Instance
+from arkor_ray.errors import ServiceUnavailableError
+from tests.deploy.files import CLUSTER
+
+
+@pytest.fixture(scope="module")
+def local_nodes():
+    spec = importlib.util.spec_from_file_location("local_nodes", CLUSTER / "local_nodes.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["local_nodes"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["local_nodes"]
+
+
+def test_the_head_listens_and_the_others_join_it_by_addresses_of_their_own(local_nodes, tmp_path):
+    head = local_nodes._start_command(local_nodes.Node("127.0.0.2", 0), "127.0.0.2:7000", tmp_path, head=True)
+    assert {"--head", "--port=7000", "--num-cpus=0", "--dashboard-host=127.0.0.2"} <= set(head)
+    assert not any(argument.startswith("--labels") for argument in head)
+    node = local_nodes.Node("127.0.0.3", 2, "training")
+    worker = local_nodes._start_command(node, "127.0.0.2:7000", tmp_path, head=False)
+    wanted = {
+        "--address=127.0.0.2:7000",
+        "--node-ip-address=127.0.0.3",
+        "--num-cpus=2",
+        "--labels=arkor-ray/role=training",
+    }
+    assert wanted <= set(worker)
+    assert "--head" not in worker
+
+
+def test_the_token_is_new_each_time_and_for_its_owner_alone(local_nodes, tmp_path):
+    first, second = (local_nodes._environment(tmp_path, with_roles=False) for _ in range(2))
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+    assert first["RAY_AUTH_MODE"] == "token"
+    file = local_nodes._write_environment(tmp_path, first)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    sourced = subprocess.run(
+        ["bash", "-c", f"set -a; . {file}; env"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
+    assert {f"{name}={value}" for name, value in first.items()} <= set(sourced.stdout.splitlines())
+
+
+def test_a_node_that_does_not_start_is_told_with_what_it_said_and_nothing_is_left(local_nodes, tmp_path, monkeypatch):
+    program = "import sys, time; print('no such option'); sys.exit(2)"
+    monkeypatch.setattr(local_nodes, "_start_command", lambda *a, **k: [sys.executable, "-c", program])
+    nodes = [local_nodes.Node("127.0.0.2", 0)]
+    with (
+        pytest.raises(ServiceUnavailableError, match=r"(?s)127\.0\.0\.2\.log ends with:.*no such option"),
+        local_nodes.running_nodes(tmp_path, nodes, 7000, {}),
+    ):
+        pass
+
+
+def test_every_node_is_ended_also_one_that_ignores_it(local_nodes, tmp_path, monkeypatch):
+    def command(node, gcs, temp_dir, *, head):
+        deaf = "" if head else "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        program = f"import signal, time; {deaf} print('Ray runtime started', flush=True); time.sleep(60)"
+        return [sys.executable, "-c", program, str(temp_dir)]
+
+    monkeypatch.setattr(local_nodes, "_start_command", command)
+    monkeypatch.setattr(local_nodes, "STOP_TIMEOUT_S", 0.5)
+    nodes = [local_nodes.Node(f"127.0.0.{i}", 1) for i in (2, 3)]
+    with local_nodes.running_nodes(tmp_path, nodes, 7000, {}) as processes:
+        assert all(process.poll() is None for process in processes)
+    assert [process.wait(10) for process in processes] == [-15, -9]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["up", "--num-nodes", "1"], "--num-nodes must be 2"), (["up", "--num-nodes", "2", "--roles"], "must be 3")],
+)
+def test_too_few_nodes_are_refused(local_nodes, arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["local_nodes.py", *arguments])
+    with pytest.raises(SystemExit):
+        local_nodes.main()
+    assert sentence in capsys.readouterr().err
+
+
+def test_down_says_when_there_is_nothing_and_when_it_cannot_yet(local_nodes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["local_nodes.py", "down", "--directory", str(tmp_path)])
+    assert local_nodes.main() == 0
+    assert "No nodes run" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["local_nodes.py", "up", "--directory", str(tmp_path)])
+    with Instance(tmp_path):
+        assert local_nodes.main() == 1
+    assert "already runs" in capsys.readouterr().err

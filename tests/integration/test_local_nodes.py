@@ -1,0 +1,71 @@
+"""cluster/local_nodes.py with real Ray nodes, as somebody who tries a cluster out starts and ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers.arkor import wait_for
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux", reason="addresses such as 127.0.0.3 are there by themselves on Linux"),
+]
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "local_nodes.py"
+LOOK = """
+import json, ray
+ray.init(address="{address}", log_to_driver=False, logging_level="error")
+nodes = {{n["NodeManagerAddress"]: [n["Resources"].get("CPU", 0), n["Labels"]["arkor-ray/role"]] for n in ray.nodes()}}
+print(json.dumps(nodes))
+"""
+
+
+def test_nodes_start_with_a_token_and_roles_and_end_with_all_they_started(tmp_path):
+    directory, log = tmp_path / "nodes", tmp_path / "log"
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(SCRIPT.parents[1])}
+    call = [sys.executable, str(SCRIPT)]
+    with log.open("wb") as output:
+        up = subprocess.Popen(
+            [*call, "up", "--num-nodes=3", "--cpus=1", "--roles", f"--directory={directory}"],
+            env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: "--ray-address" in log.read_text() or up.poll() is not None, 240, "no nodes", log.read_text)
+        address = log.read_text().rpartition("--ray-address ")[2].split(")")[0]
+        command = [sys.executable, "-c", LOOK.format(address=address)]
+        token = dict(line.split("=", 1) for line in (directory / "environment").read_text().splitlines())
+        joined = {**environment, **{name: value.strip("'") for name, value in token.items()}}
+        seen = subprocess.run(command, env=joined, capture_output=True, text=True, timeout=120)
+        assert json.loads(seen.stdout.splitlines()[-1]) == {
+            "127.0.0.2": [0, "control-plane"],
+            "127.0.0.3": [1, "training"],
+            "127.0.0.4": [1, "serving"],
+        }, seen.stderr
+        other = subprocess.run(
+            command, env={**joined, "RAY_AUTH_TOKEN": "0" * 64}, capture_output=True, text=True, timeout=120
+        )
+        assert other.returncode != 0
+        assert "Authentication" in other.stderr
+        subprocess.run([*call, "down", f"--directory={directory}"], env=environment, check=True, timeout=60)
+        assert up.wait(10) == 0
+    finally:
+        up.kill()
+        up.wait()
+    assert [line for line in processes() if address.encode() in line] == []
+
+
+def processes() -> list[bytes]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (entry / "cmdline").exists():
+            try:
+                found.append((entry / "cmdline").read_bytes())
+            except OSError:  # it ended while we looked
+                continue
+    return found
