@@ -16,6 +16,7 @@ from arkor_ray.api.endpoint_directory import EndpointDirectory
 from arkor_ray.api.endpoint_hosts import EndpointHosts
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
 from arkor_ray.api.last_used import LastUsed
+from arkor_ray.api.observe import Observe
 from arkor_ray.api.request_body import BodyLimit
 from arkor_ray.api.routes import ROUTERS
 from arkor_ray.api.run_store import RunStore
@@ -71,6 +72,7 @@ def create_app(
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     error_handlers.install(app)
+    app.add_middleware(Observe)
     app.add_middleware(EndpointHosts, settings=settings)  # the outermost: all others go by the path that it makes
     return app
 

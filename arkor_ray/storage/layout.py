@@ -4,6 +4,7 @@ adapters/<job_id>-step-<n>/       a PEFT folder for each checkpoint; manifest.js
 adapters/<job_id>-final/          the same for the finished job
 resume/<job_id>/step-<00000000>/  what training needs to go on from that step
 datasets/<job_id>/                rows that came with the job
+logs/<job_id>/attempt-<n>.log     what the attempt's driver and workers printed
 
 Keys are made of ids, never of names that a user chose. An id that is not made of letters, digits and dashes raises
 `ValueError`.
@@ -66,6 +67,10 @@ def resume_prefix(job_id: str, step: int) -> str:
 
 def dataset_prefix(job_id: str) -> str:
     return f"datasets/{_checked_id(job_id)}/"
+
+
+def log_key(job_id: str, attempt: int) -> str:
+    return f"logs/{_checked_id(job_id)}/attempt-{_checked_step(attempt)}.log"
 
 
 def _checked_id(value: str) -> str:

@@ -53,7 +53,7 @@ class Counter(Metric):
 
 
 class Gauge(Metric):
-    """What is so now. Set it anew every second or so: one that is not is forgotten after two of Ray's report intervals."""
+    """What is so now; it holds until it is set anew, or this process ends."""
 
     def set(self, value: float, **tags: str) -> None:
         if _exporter is not None:

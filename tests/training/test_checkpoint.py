@@ -17,6 +17,7 @@ from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.training.adapter_export import AdapterExport
 from arkor_ray.training.callbacks import ListEventSink
 from arkor_ray.training.checkpoint import CheckpointContext, CheckpointWriter, Snapshot
+from arkor_ray.training.figures import TrainingFigures
 from arkor_ray.training.loop_config import StoragePatience
 from arkor_ray.training.model import add_lora, load_base_model
 from arkor_ray.training.portable_state import WEIGHTS, PortableState
@@ -79,7 +80,7 @@ def sink() -> ListEventSink:
 @pytest.fixture
 def writer(export, store, sink, tmp_path) -> CheckpointWriter:
     context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, tmp_path / "spool")
-    return CheckpointWriter(context, export, store, sink, QUICK)
+    return CheckpointWriter(context, export, store, sink, QUICK, TrainingFigures("job-1", "base"))
 
 
 def snapshot(export: AdapterExport, step: int, value: float = 1.0, final: bool = False) -> Snapshot:
