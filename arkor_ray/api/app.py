@@ -35,6 +35,7 @@ def create_app(
     *,
     store: ObjectStore | None = None,
     logs: DriverLogs | None = None,
+    behind_serve: bool = False,
 ) -> FastAPI:
     """The application. `db` must be migrated; it and the others stay the caller's to close.
 
@@ -43,6 +44,7 @@ def create_app(
         tail: reads event logs for all streams of this process.
         store: where adapters lie; by default the one of the settings.
         logs: the way to what drivers printed.
+        behind_serve: Ray Serve's proxy is in front, and answers with request ids by itself.
     """
     store = store or open_store(settings.storage_url, endpoint_url=settings.s3_endpoint_url)
     services = Services(
@@ -72,7 +74,7 @@ def create_app(
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     error_handlers.install(app)
-    app.add_middleware(Observe)
+    app.add_middleware(Observe, answers_id=not behind_serve)
     app.add_middleware(EndpointHosts, settings=settings)  # the outermost: all others go by the path that it makes
     return app
 

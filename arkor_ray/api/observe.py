@@ -11,24 +11,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from arkor_ray.telemetry import logs, tracing
 from arkor_ray.telemetry.metrics import API_REQUEST_SECONDS, API_REQUESTS
 
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_UNFIT = re.compile(rb"[^A-Za-z0-9._:/+=-]+")  # for a log line
+MAX_REQUEST_ID = 128
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 CLIENT_LEFT = 499  # no status of HTTP; what proxies log for a client that left before its answer
 NO_ROUTE = "none"
 
 
 class Observe:
-    """Outside of whatever answers, also of what turns errors into answers."""
+    """Outside of whatever answers, also of what turns errors into answers.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        answers_id: whether answers are given the X-Request-Id here; Ray Serve's proxy gives it to them by itself.
+    """
+
+    def __init__(self, app: ASGIApp, *, answers_id: bool) -> None:
         self._app = app
+        self._answers_id = answers_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.monotonic()
         headers = dict(scope["headers"])
-        request_id = _request_id(headers.get(b"x-request-id"))
+        request_id = _request_id(headers.get(b"x-request-id", b""))
         method = scope["method"] if scope["method"] in METHODS else "other"  # anybody may make one up
         status = CLIENT_LEFT
 
@@ -36,7 +42,8 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if self._answers_id:
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 API_REQUEST_SECONDS.observe(time.monotonic() - began, method=method, route=_route(scope))
             await send(message)
 
@@ -58,9 +65,9 @@ class Observe:
                     span.fail(f"status {status}")
 
 
-def _request_id(given: bytes | None) -> str:
-    """The caller's, if it is one that may stand in logs and headers; else a new one."""
-    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _request_id(given: bytes) -> str:
+    """What of the caller's may stand in a log; a new one where that is nothing."""
+    return _UNFIT.sub(b"", given)[:MAX_REQUEST_ID].decode() or uuid.uuid4().hex
 
 
 def _route(scope: Scope) -> str:

@@ -35,7 +35,7 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         db.migrate()
         tail = EventTail(db)
         each_second(lambda: API_EVENT_STREAMS.set(tail.followers))
-        return create_app(settings, db, RayInferenceGateway(settings), tail, logs=RayDriverLogs())
+        return create_app(settings, db, RayInferenceGateway(settings), tail, logs=RayDriverLogs(), behind_serve=True)
 
     deployment = serve.deployment(
         name=DEPLOYMENT,

@@ -146,6 +146,7 @@ class CheckpointWriter:
 
     def _tell_stored(self, manifest: CheckpointManifest, began: float) -> None:
         ended = time.monotonic()
+        logger.info("Adapter %s is stored, after %.1f s", manifest.adapter_id, ended - began)
         self._figures.checkpoint_ended(committed=True)
         self._figures.checkpoint_stage("upload", ended - began)
         parent = tracing.job_traceparent(self._context.job_id)

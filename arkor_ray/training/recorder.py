@@ -125,26 +125,10 @@ class Recorder:
 
     async def completed(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
         """The final adapter is committed: loads it, then ends the job. False if the job had ended before."""
-        found = CheckpointManifest.model_validate(manifest)
-        began = time.monotonic()
-        async with self._announcing:
-            while not (fields := await self._load(found))["ready"]:
-                # Completed means that the final adapter answers. Serving that is away is waited for; a refusal is final.
-                if fields.pop("refused", False):
-                    error = f"The final adapter is stored, but cannot be served: {fields['reason']}"
-                    JOB_FAILURES.add(reason=AdapterError.code)
-                    return bool(
-                        await self._write(
-                            lambda s, e=error: self._finish(s, JobStatus.FAILED, event.FAILED, e, found.step)  # type: ignore[misc]
-                        )
-                    )
-                if await self.should_stop():
-                    return False
-            fields |= {"metrics": metrics}
-            ended = bool(await self._write(lambda s: self._complete(s, found, fields)))
-        self._tell_announced(found, began)
-        await asyncio.to_thread(process.end_of_job)  # the driver ends now, and we with it
-        return ended
+        try:
+            return await self._complete_once_ready(manifest, metrics)
+        finally:
+            await asyncio.to_thread(process.end_of_job)  # the driver ends now, and this process with it
 
     async def failed(self, error: str, step: int | None, preflight: dict[str, Any] | None = None) -> bool:
         """Ends the job with a reason. False if it had ended before.
@@ -166,6 +150,27 @@ class Recorder:
             self._checked_at = now
             self._ended = await asyncio.to_thread(self._has_ended)
         return self._ended
+
+    async def _complete_once_ready(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
+        found = CheckpointManifest.model_validate(manifest)
+        began = time.monotonic()
+        async with self._announcing:
+            while not (fields := await self._load(found))["ready"]:
+                # Completed means that the final adapter answers. Serving that is away is waited for; a refusal is final.
+                if fields.pop("refused", False):
+                    error = f"The final adapter is stored, but cannot be served: {fields['reason']}"
+                    JOB_FAILURES.add(reason=AdapterError.code)
+                    return bool(
+                        await self._write(
+                            lambda s, e=error: self._finish(s, JobStatus.FAILED, event.FAILED, e, found.step)  # type: ignore[misc]
+                        )
+                    )
+                if await self.should_stop():
+                    return False
+            fields |= {"metrics": metrics}
+            ended = bool(await self._write(lambda s: self._complete(s, found, fields)))
+        self._tell_announced(found, began)
+        return ended
 
     async def _load(self, manifest: CheckpointManifest) -> dict[str, Any]:
         """Fields of the announcement. Serving gets `checkpoint_ready_timeout_s` to answer with the adapter."""

@@ -5,6 +5,7 @@ Called by Ray Train through `trainer`, or bare under torchrun by `bare`.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -30,6 +31,8 @@ from arkor_ray.training.resume_state import (
     newest_resumable_step,
 )
 from arkor_ray.training.workers import join_workers
+
+logger = logging.getLogger(__name__)
 
 NON_FINITE_STEPS = 3
 FLUSH_SECONDS = 600.0  # a recorder waits for serving before it acknowledges a checkpoint
@@ -62,6 +65,8 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     run = Run(config, learner, tokenizer, identity, store, sink, progress, total)
     sink.started({**learner.metadata(), **due.metadata(), "model": job.model, "train_samples": len(train)})
     run.tell_again()
+    if worker.is_first:
+        logger.info("Training on %d samples, from step %d to %d", len(train), start + 1, total)
 
     stopped = False
     try:
