@@ -72,11 +72,11 @@ class Instance:
         self.announce(None)
         return self
 
-    def announce(self, url: str | None) -> None:
+    def announce(self, url: str | None, *, metrics_url: str | None = None) -> None:
         """Writes who runs here; `url` once every part answers."""
         self._file.seek(0)
         self._file.truncate()
-        json.dump({"pid": os.getpid(), "url": url}, self._file)
+        json.dump({"pid": os.getpid(), "url": url, "metrics_url": metrics_url}, self._file)
         self._file.flush()
 
     def __exit__(self, *_: object) -> None:
@@ -105,6 +105,7 @@ class LocalRay:
 
     Attributes:
         settings: with what depends on the machine filled in (workers per job).
+        metrics_url: where Prometheus finds this machine's metrics; None for a Ray that was given, which says it itself.
     """
 
     def __init__(self, settings: Settings, address: str | None = None) -> None:
@@ -116,6 +117,7 @@ class LocalRay:
             )
         self._address = address
         self._process: subprocess.Popen[bytes] | None = None
+        self.metrics_url: str | None = None
         cpus = max(MIN_CPUS, os.cpu_count() or 1)
         self._cpus = cpus
         if "ARKOR_RAY_MAX_WORKERS_PER_JOB" not in os.environ and address is None:
@@ -152,7 +154,8 @@ class LocalRay:
 
     def _start_head(self) -> str:
         """Starts `ray start --head --block` as a child; returns its GCS address."""
-        gcs, dashboard, agent, client = free_ports(4)
+        gcs, dashboard, agent, client, metrics = free_ports(5)
+        self.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
         self._clear_last()
         # Not under data_dir: Ray's socket paths must stay below 107 characters. And one further down than the folder that only
         # we may enter, as Ray lets everybody read and write its own.
@@ -175,7 +178,7 @@ class LocalRay:
         os.environ.update({name: environment[name] for name in ours})
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
         command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-        command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--include-log-monitor=false"]
+        command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--metrics-export-port={metrics}"]
         command += [
             f"--num-cpus={self._cpus}",
             f"--temp-dir={private_dir / 'ray'}",

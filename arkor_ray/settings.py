@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     datasets_max_bytes: int = Field(default=2 * 2**30, ge=1, description="Largest data set that is fetched.")
     datasets_timeout_s: float = Field(default=600.0, gt=0, description="Longest time for fetching one.")
 
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines of every process; json: one object per line."
+    )
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Largest request body.")
     max_queued_jobs: int = Field(default=1000, ge=1, description="Unfinished jobs per organisation.")
     max_workers_per_job: int = Field(default=64, ge=1, description="Highest numWorkers that a job may ask for.")

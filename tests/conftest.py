@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 
+from arkor_ray.telemetry import metrics, tracing
 from tests.servers.ceph import running_ceph
 from tests.servers.postgres import running_postgres
 from tests.servers.processes import ServerMissingError, required
 from tests.servers.s3 import S3Endpoint, running_moto
+from tests.telemetry.recorded import Recorded
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +63,31 @@ def postgres_url() -> Iterator[str]:
             yield url
     except ServerMissingError as error:
         _skip_or_fail(error)
+
+
+@pytest.fixture
+def recorded() -> Iterator[Recorded]:
+    """Where the metrics of this process go during the test."""
+    made = Recorded()
+    metrics.export_to(made)
+    yield made
+    metrics.export_to(None)
+
+
+@pytest.fixture
+def spans() -> Iterator[Callable[[], Sequence[ReadableSpan]]]:
+    """Traces are on; called, it gives the spans that have ended, in that order."""
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept = InMemorySpanExporter()
+    tracing.export_to(kept)
+
+    def ended() -> Sequence[ReadableSpan]:
+        tracing.flush()
+        return kept.get_finished_spans()
+
+    yield ended
+    tracing.export_to(None)
 
 
 def _skip_or_fail(error: ServerMissingError) -> None:

@@ -17,6 +17,7 @@ from arkor_ray.api.endpoint_hosts import EndpointHosts
 from arkor_ray.api.inference_gateway import DriverLogs, InferenceGateway
 from arkor_ray.api.known_hosts import KnownHosts
 from arkor_ray.api.last_used import LastUsed
+from arkor_ray.api.observe import Observe
 from arkor_ray.api.request_body import BodyLimit
 from arkor_ray.api.routes import ROUTERS
 from arkor_ray.api.run_store import RunStore
@@ -35,6 +36,7 @@ def create_app(
     *,
     store: ObjectStore | None = None,
     logs: DriverLogs | None = None,
+    behind_serve: bool = False,
 ) -> FastAPI:
     """The application. `db` must be migrated; it and the others stay the caller's to close.
 
@@ -43,6 +45,7 @@ def create_app(
         tail: reads event logs for all streams of this process.
         store: where adapters lie; by default the one of the settings.
         logs: the way to what drivers printed.
+        behind_serve: Ray Serve's proxy is in front, and answers with request ids by itself.
     """
     store = store or open_store(settings.storage_url, endpoint_url=settings.s3_endpoint_url)
     services = Services(
@@ -72,6 +75,7 @@ def create_app(
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     error_handlers.install(app)
+    app.add_middleware(Observe, answers_id=not behind_serve)
     app.add_middleware(EndpointHosts, settings=settings)  # outside of those above: they go by the path that it makes
     app.add_middleware(KnownHosts, settings=settings)  # the outermost: who it refuses reaches nothing
     return app

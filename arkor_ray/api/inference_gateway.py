@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
 from arkor_ray.schemas.checkpoint import CheckpointManifest
@@ -38,5 +38,11 @@ class InferenceGateway(Protocol):
 class DriverLogs(Protocol):
     """The way to what a job's driver printed."""
 
-    async def read(self, submission_id: str) -> str:
-        """The whole output so far. Raises ServiceUnavailableError when nobody can tell."""
+    async def read(self, submission_id: str) -> str | None:
+        """The whole output so far; None if Ray does not know the submission, or not any more.
+
+        Raises ServiceUnavailableError when nobody can tell.
+        """
+
+    def follow(self, submission_id: str) -> AsyncIterator[str]:
+        """The output from its beginning, as it comes, until the driver ends. Raises ServiceUnavailableError."""

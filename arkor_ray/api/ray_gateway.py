@@ -6,13 +6,15 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from arkor_ray.errors import InternalError, ServiceUnavailableError
+from arkor_ray.jobs.launcher import ray_jobs_client
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
+from arkor_ray.telemetry.carried import carried
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,8 @@ class RayInferenceGateway:
     ) -> tuple[Any, dict[str, Any]]:
         # Requests for one adapter go to one replica, so that it is loaded once; those for the base go anywhere.
         session = adapter_id or uuid.uuid4().hex
+        if context := carried():
+            request = {**request, "context": context}
         stream = handle.options(stream=True, session_id=session).chat.remote(request, adapter_id)
         first = asyncio.ensure_future(anext(stream))
         try:
@@ -195,10 +199,20 @@ class RayCluster:
 
 
 class RayDriverLogs:
-    """`DriverLogs` by way of the controller, which has the Ray Jobs client."""
+    """`DriverLogs` by way of the controller, which has the Ray Jobs client; followers go to Ray Jobs themselves."""
 
-    async def read(self, submission_id: str) -> str:
-        return str(await _ask_controller("driver_logs", submission_id))
+    async def read(self, submission_id: str) -> str | None:
+        return await _ask_controller("driver_logs", submission_id)
+
+    async def follow(self, submission_id: str) -> AsyncIterator[str]:
+        import aiohttp
+
+        try:
+            client = await asyncio.to_thread(ray_jobs_client)
+            async for piece in client.tail_job_logs(submission_id):
+                yield piece
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            raise ServiceUnavailableError(f"Ray Jobs does not give the log: {error}", retry_after=1) from error
 
 
 async def _admit(handle: Any, manifest: CheckpointManifest) -> None:

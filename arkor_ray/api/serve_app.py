@@ -14,9 +14,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from arkor_ray.api.app import create_app
 from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
 from arkor_ray.db.session import DATABASE_AWAY, Database
+from arkor_ray.events.stream import EventTail
 from arkor_ray.jobs.controller import ensure_controller
 from arkor_ray.placement import nodes_for
 from arkor_ray.settings import Settings
+from arkor_ray.telemetry import process
+from arkor_ray.telemetry.export import each_second
+from arkor_ray.telemetry.metrics import API_EVENT_STREAMS
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +32,12 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
     """The application to run with the route prefix "/". Everything it holds is made on the replica."""
 
     def build() -> FastAPI:
+        process.begin()
         db = Database(settings.database_url)
         db.migrate()
-        return create_app(settings, db, RayInferenceGateway(settings), logs=RayDriverLogs())
+        tail = EventTail(db)
+        each_second(lambda: API_EVENT_STREAMS.set(tail.followers))
+        return create_app(settings, db, RayInferenceGateway(settings), tail, logs=RayDriverLogs(), behind_serve=True)
 
     deployment = serve.deployment(
         name=DEPLOYMENT,

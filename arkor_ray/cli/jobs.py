@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -111,23 +112,43 @@ def events(
 
 
 @app.command()
-def logs(job_id: JobId, api_url: ApiUrl = None, project: ProjectSlug = None) -> None:
-    """Print what the job's driver printed."""
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay until the job, or the given attempt, ends.")] = False,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="The first is 1; left out: the newest.", show_default=False)
+    ] = None,
+    api_url: ApiUrl = None,
+    project: ProjectSlug = None,
+) -> None:
+    """Print what the job's driver and workers printed."""
     with connect(api_url, project) as client:
-        print(client.job_logs(job_id), end="")
+        if not follow:
+            print(client.job_logs(job_id, attempt=attempt), end="")
+            return
+        with _stopping(job_id):
+            for piece in client.follow_logs(job_id, attempt=attempt):
+                print(piece, end="", flush=True)
 
 
 def _follow(client: Client, job: Job, as_json: bool) -> None:
     failure = None
-    try:
+    with _stopping(job.id):
         for event in _shown(client, job, as_json):
             if event.type == FAILED:
                 failure = event.data.get("error")
-    except KeyboardInterrupt:
-        typer.echo(f"Stopped following; the job goes on. `arkor-ray jobs cancel {job.id}` ends it.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
     if failure is not None:
         raise TrainingError(f"job {job.id} failed: {failure}")
+
+
+@contextlib.contextmanager
+def _stopping(job_id: str) -> Iterator[None]:
+    """Ctrl-C ends the following, not the job."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped following; the job goes on. `arkor-ray jobs cancel {job_id}` ends it.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _shown(client: Client, job: Job, as_json: bool) -> Iterator[Event]:

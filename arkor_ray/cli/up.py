@@ -49,13 +49,17 @@ def up(
             demo = ray_address is None  # on a cluster the other nodes do not have it
             settings = _settings(host, port, data_dir, alias or [], storage, database_url, with_demo_base=demo)
             from arkor_ray.service import check_reachable  # after the extras are known to be installed
+            from arkor_ray.telemetry import logs, tracing
 
+            os.environ[logs.FORMAT_VARIABLE] = settings.log_format
+            logs.configure()
+            tracing.configure()  # here too, so that an extra that is missing is said at once
             check_reachable(settings)
             with LocalRay(settings, address=ray_address) as local_ray:
                 _stop_on_signals()  # again: connecting to Ray has put handlers of its own in their place
                 settings = local_ray.settings
                 _serve(settings)
-                instance.announce(settings.api_url)
+                instance.announce(settings.api_url, metrics_url=local_ray.metrics_url)
                 print(f"arkor-ray is ready at {settings.api_url}", flush=True)
                 local_ray.wait()
     except KeyboardInterrupt:
@@ -95,7 +99,7 @@ def status(
     instance = read_instance(data_dir.expanduser().absolute())
     answer: dict[str, Any] = {"running": instance is not None, "ready": False, "url": None, "checks": {}}
     if instance is not None and instance.get("url"):
-        answer["url"] = instance["url"]
+        answer |= {"url": instance["url"], "metrics_url": instance.get("metrics_url")}
         try:
             response = httpx.get(f"{instance['url']}/readyz", timeout=10)
             answer |= {"ready": response.status_code == 200, "checks": response.json().get("checks", {})}
@@ -111,6 +115,8 @@ def status(
         )
         for part, said in answer["checks"].items():
             print(f"  {part}: {said}")
+        if answer.get("metrics_url"):
+            print(f"  metrics: {answer['metrics_url']}")
     if not answer["ready"]:
         raise typer.Exit(1)
 

@@ -119,8 +119,18 @@ class AsyncClient:
     async def cancel_job(self, job_id: str) -> None:
         await self.send(calls.cancel_job(job_id))
 
-    async def job_logs(self, job_id: str) -> str:
-        return await self.send(calls.job_logs(job_id))
+    async def job_logs(self, job_id: str, *, attempt: int | None = None) -> str:
+        return await self.send(calls.job_logs(job_id, attempt))
+
+    async def follow_logs(self, job_id: str, *, attempt: int | None = None) -> AsyncIterator[str]:
+        response = await self.open(calls.job_logs(job_id, attempt, follow=True))
+        try:
+            async for piece in response.aiter_text():
+                yield piece
+        except httpx.HTTPError as error:
+            raise self.session.unreachable(error) from error
+        finally:
+            await response.aclose()
 
     def events(self, job_id: str, *, last_event_id: str | int | None = None) -> AsyncIterator[Event]:
         """The job's events, from the first or from after `last_event_id`, until its end; reconnects by itself."""

@@ -36,6 +36,9 @@ PATIENT = httpx.Timeout(30.0, read=310.0)
 #: The server sends some byte every 15 s, so a stream silent for this long is a dead connection.
 STREAM = httpx.Timeout(30.0, read=60.0)
 
+#: A job may print nothing for as long as it likes.
+SILENT = httpx.Timeout(30.0, read=None)
+
 
 class Scope(Enum):
     """Which part of `?orgSlug=…&projectSlug=…` a route asks for."""
@@ -136,8 +139,13 @@ def cancel_job(job_id: str) -> Call[None]:
     return Call("POST", f"{_job_path(job_id)}/cancel", _nothing)
 
 
-def job_logs(job_id: str) -> Call[str]:
-    return Call("GET", f"{_job_path(job_id)}/logs", lambda response: response.text)
+def job_logs(job_id: str, attempt: int | None, *, follow: bool = False) -> Call[str]:
+    """With `follow`, the caller reads the body."""
+    params = {"attempt": str(attempt)} if attempt is not None else {}
+    if follow:
+        params["follow"] = "true"
+    timeout = SILENT if follow else None
+    return Call("GET", f"{_job_path(job_id)}/logs", lambda response: response.text, params=params, timeout=timeout)
 
 
 def job_events(job_id: str, headers: dict[str, str]) -> Call[None]:

@@ -129,9 +129,19 @@ class Client:
         """Returns once the job is marked cancelled. Raises ConflictError when it had ended already."""
         self.send(calls.cancel_job(job_id))
 
-    def job_logs(self, job_id: str) -> str:
-        """What the job's processes printed."""
-        return self.send(calls.job_logs(job_id))
+    def job_logs(self, job_id: str, *, attempt: int | None = None) -> str:
+        """What the job's processes printed, in its newest attempt or the given one (they count from 1)."""
+        return self.send(calls.job_logs(job_id, attempt))
+
+    def follow_logs(self, job_id: str, *, attempt: int | None = None) -> Iterator[str]:
+        """The same as it is printed, over all later attempts to the job's end, or to the end of the given attempt."""
+        response = self.open(calls.job_logs(job_id, attempt, follow=True))
+        try:
+            yield from response.iter_text()
+        except httpx.HTTPError as error:
+            raise self.session.unreachable(error) from error
+        finally:
+            response.close()
 
     def events(self, job_id: str, *, last_event_id: str | int | None = None) -> Iterator[Event]:
         """The job's events, from the first or from after `last_event_id`, until its end; reconnects by itself."""

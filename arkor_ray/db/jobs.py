@@ -63,6 +63,12 @@ def count_unfinished(session: Session, org_id: str) -> int:
     return session.scalar(select(func.count()).select_from(JobRow).where(*where)) or 0
 
 
+def count_by_status(session: Session) -> dict[str, int]:
+    """All jobs of the service; a status that no job has is left out."""
+    query = select(JobRow.status, func.count()).group_by(JobRow.status)
+    return dict(session.execute(query).tuples().all())
+
+
 def to_reconcile(session: Session) -> Sequence[JobRow]:
     """What the controller must look at: unfinished jobs, and ended ones whose submission may still run. Oldest first."""
     open_jobs = or_(JobRow.status.in_(UNFINISHED), JobRow.stopped_at.is_(None) & (JobRow.attempt > 0))

@@ -68,6 +68,11 @@ class EventTail:
         finally:
             self._leave(job_id, channel)
 
+    @property
+    def followers(self) -> int:
+        """How many follow a job now."""
+        return sum(channel.followers for channel in list(self._channels.values()))
+
     def read(self, job_id: str, after: int = 0, limit: int | None = PAGE) -> Sequence[Event]:
         """Stored events above `after`, in order. Blocks on the database."""
         with self._db.read() as session:

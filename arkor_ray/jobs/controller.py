@@ -21,6 +21,7 @@ from arkor_ray.errors import ModelError, ServiceUnavailableError
 from arkor_ray.events import publisher
 from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
+from arkor_ray.jobs.job_figures import JobFigures
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
 from arkor_ray.jobs.storage_sweep import StorageSweep
 from arkor_ray.placement import nodes_for
@@ -29,6 +30,15 @@ from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.schemas.job import JobConfig, JobStatus, Precision
 from arkor_ray.settings import Settings
+from arkor_ray.telemetry import process, tracing
+from arkor_ray.telemetry.export import Batch
+from arkor_ray.telemetry.metrics import (
+    CONTROLLER_LEADER,
+    CONTROLLER_TURN_SECONDS,
+    JOB_ATTEMPTS,
+    JOB_FAILURES,
+    JOB_RETRIES,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +70,19 @@ class Reconciler:
         self._holder = str(uuid.uuid4())
         self._limits = decision.Limits(settings.job_max_retries, settings.cancel_grace_s)
         self._next_sweep = 0.0
+        self._figures = JobFigures(db)
 
     def turn(self) -> bool:
         """Looks at every open job once. False if another controller holds the lease."""
         with self._db.write() as session:
-            if not leases.hold(session, LEASE, self._holder, LEASE_S):
-                return False
+            leads = leases.hold(session, LEASE, self._holder, LEASE_S)
+        CONTROLLER_LEADER.set(int(leads))
+        if not leads:
+            return False
+        began = time.monotonic()
         with self._db.read() as session:
             open_jobs = jobs.to_reconcile(session)
+        self._figures.look(open_jobs, utcnow())
         free = self._settings.max_running_jobs - sum(
             job.submission_id is not None and not JobStatus(job.status).is_terminal for job in open_jobs
         )
@@ -81,6 +96,7 @@ class Reconciler:
         if self._storage_sweep is not None:
             self._storage_sweep.tick()
         self._sweep_runs()
+        CONTROLLER_TURN_SECONDS.observe(time.monotonic() - began)
         return True
 
     def release(self) -> None:
@@ -98,9 +114,11 @@ class Reconciler:
                 return self._launch(job, attempt)
             case decision.Relaunch(retry_at, charged, reason):
                 logger.warning("Job %s: %s; launching again", job.id, reason)
+                JOB_RETRIES.add(state=state.value)
                 with self._db.write() as session:
                     jobs.charge_retry(session, job.id, attempt=job.attempt, retry_at=retry_at, charged=charged)
             case decision.GiveUp(error):
+                JOB_FAILURES.add(reason="infrastructure")
                 self._fail(job, error)
             case decision.Stop(submission):
                 logger.warning("Job %s is %s; stopping its submission %s", job.id, job.status, submission)
@@ -128,7 +146,9 @@ class Reconciler:
             if not jobs.claim_attempt(session, job.id, attempt=attempt, submission_id=submission):
                 return False
         logger.info("Job %s: launching attempt %d", job.id, attempt)
-        self._launcher.submit(job.id, attempt, {})
+        JOB_ATTEMPTS.add()
+        with tracing.span("launch attempt", parent=tracing.job_traceparent(job.id), arkor__attempt=attempt):
+            self._launcher.submit(job.id, attempt, {})
         if self._serving is not None:
             config = JobConfig.parse(job.config)
             precision = self._serving.precision_of(config)
@@ -218,7 +238,7 @@ class Controller:
     """The actor: turns the Reconciler in a thread and answers those who need a serving application."""
 
     def __init__(self) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        process.begin()
         self._settings = Settings.load()
         self._serving = Serving(self._settings)
         self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
@@ -237,8 +257,12 @@ class Controller:
     def default_precision(self) -> Precision:
         return self._serving.default_precision()
 
-    def driver_logs(self, submission: str) -> str:
-        """What a job's driver printed."""
+    def take_counts(self, batch: Batch) -> None:
+        """What a job's processes have counted since their last call (see telemetry/export.py)."""
+        batch.replay()
+
+    def driver_logs(self, submission: str) -> str | None:
+        """What a job's driver printed; None if Ray does not know it."""
         return RayJobsLauncher(self._settings).logs(submission)
 
     def stop(self) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.placement import nodes_for
 from arkor_ray.settings import Settings
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
 logger = logging.getLogger(__name__)
+
+UNKNOWN_TO_RAY = "does not exist"  # what Ray Jobs says of a submission that it never had, or no longer has
 
 
 def submission_id(job_id: str, attempt: int) -> str:
@@ -30,8 +36,8 @@ class Launcher(Protocol):
     def stop(self, submission: str) -> None:
         """Asks the driver to end (SIGTERM, then SIGKILL); returns at once."""
 
-    def logs(self, submission: str) -> str:
-        """What the driver printed so far."""
+    def logs(self, submission: str) -> str | None:
+        """What the driver printed so far; None if the submission is not known."""
 
 
 class RayJobsLauncher:
@@ -41,11 +47,8 @@ class RayJobsLauncher:
     """
 
     def __init__(self, settings: Settings) -> None:
-        import ray
-        from ray.job_submission import JobSubmissionClient
-
         self._nodes = nodes_for(settings, "training")
-        self._client = JobSubmissionClient(ray.get_runtime_context().gcs_address)
+        self._client = ray_jobs_client()
 
     def submit(self, job_id: str, attempt: int, environment: dict[str, str]) -> None:
         name = submission_id(job_id, attempt)
@@ -67,7 +70,7 @@ class RayJobsLauncher:
         try:
             info = self._client.get_job_info(submission)
         except RuntimeError as error:
-            if "does not exist" in str(error):
+            if UNKNOWN_TO_RAY in str(error):
                 return SubmissionState.MISSING, ""
             logger.warning("Ray Jobs did not answer for %s: %s", submission, error)
             return SubmissionState.UNKNOWN, str(error)
@@ -79,5 +82,20 @@ class RayJobsLauncher:
     def stop(self, submission: str) -> None:
         self._client.stop_job(submission)
 
-    def logs(self, submission: str) -> str:
-        return self._client.get_job_logs(submission)
+    def logs(self, submission: str) -> str | None:
+        try:
+            return self._client.get_job_logs(submission)
+        except RuntimeError as error:
+            if UNKNOWN_TO_RAY in str(error):
+                return None
+            raise ServiceUnavailableError(f"Ray Jobs does not give the log of {submission}", retry_after=1) from error
+        except OSError as error:
+            raise ServiceUnavailableError("Ray Jobs is not reachable", retry_after=1) from error
+
+
+def ray_jobs_client() -> JobSubmissionClient:
+    """Of the Ray that this process is connected to. Blocks on a request."""
+    import ray
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient(ray.get_runtime_context().gcs_address)

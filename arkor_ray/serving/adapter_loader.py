@@ -20,6 +20,7 @@ import logging
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from arkor_ray.serving.blob_cache import BlobCache, RamCache
 from arkor_ray.serving.single_flight import SingleFlight
 from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
+from arkor_ray.telemetry import tracing
 
 if TYPE_CHECKING:
     from arkor_ray.serving.engine.lora_weights import LoraWeights
@@ -49,6 +51,7 @@ _TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
 }  # fmt: skip
+_TIER_NAMES = {"ram": "host", "disk": "disk", "storage": "store", "pushed": "host"}  # as metrics and traces call them
 _MANIFESTS = 4096
 _READERS = 8
 
@@ -83,17 +86,20 @@ class LoaderConfig:
 class AdapterLoader:
     """One per replica. Coroutines may be called from its event loop only; reading happens in its threads.
 
-    `linears` and `max_rank` are what the engine can take (see `parse_adapter`).
+    `linears` and `max_rank` are what the engine can take (see `parse_adapter`). `found` is told where an adapter's weights were
+    (host, disk, store), and after how many seconds they were ready.
     """
 
     def __init__(
         self, store: ObjectStore, base: BaseIdentity, config: LoaderConfig,
         *, linears: Callable[[], Mapping[str, tuple[int, int]]], max_rank: int,
+        found: Callable[[str, float], None] = lambda tier, seconds: None,
     ) -> None:  # fmt: skip
         self._store = store
         self._base = base
         self._linears = linears
         self._max_rank = max_rank
+        self._found = found
         self._disk = BlobCache(config.cache_dir, max_bytes=config.disk_bytes)
         self._ram = RamCache(config.ram_bytes)
         self._manifests: OrderedDict[str, CheckpointManifest] = OrderedDict()
@@ -119,7 +125,12 @@ class AdapterLoader:
         manifest = await self.manifest(adapter_id)
 
         async def load() -> LoraWeights:
-            return await self._in_thread(partial(self._load, manifest))
+            began = time.monotonic()
+            with tracing.span("load adapter", arkor__adapter__id=adapter_id) as span:
+                weights, tier = await self._in_thread(partial(self._load, manifest))
+                span.set(arkor__adapter__tier=tier)
+            self._found(tier, time.monotonic() - began)
+            return weights
 
         return await self._flights.run(f"weights {adapter_id}", load)
 
@@ -157,26 +168,29 @@ class AdapterLoader:
 
     # In the loader's threads.
 
-    def _load(self, manifest: CheckpointManifest) -> LoraWeights:
+    def _load(self, manifest: CheckpointManifest) -> tuple[LoraWeights, str]:
+        """The weights, and the name of the tier that had them."""
         from arkor_ray.serving.engine.lora_weights import parse_adapter
 
-        config = self._read(manifest, _file(manifest, CONFIG))
+        config, _ = self._read(manifest, _file(manifest, CONFIG))
         try:
             options = json.loads(config)
         except ValueError as error:
             raise AdapterError(f"Adapter {manifest.adapter_id}: {CONFIG} is not JSON: {error}") from error
-        data = self._read(manifest, _file(manifest, WEIGHTS))
-        return parse_adapter(manifest.adapter_id, data, options, self._linears(), max_rank=self._max_rank)
+        data, tier = self._read(manifest, _file(manifest, WEIGHTS))
+        weights = parse_adapter(manifest.adapter_id, data, options, self._linears(), max_rank=self._max_rank)
+        return weights, _TIER_NAMES[tier]
 
-    def _read(self, manifest: CheckpointManifest, file: ManifestFile) -> bytes:
+    def _read(self, manifest: CheckpointManifest, file: ManifestFile) -> tuple[bytes, Tier]:
         data = self._ram.get(file.sha256)
         if data is not None:
             self._count("ram")
-            return data
+            return data, "ram"
         data, was_here = self._disk.get_or_fetch(file.sha256, lambda: self._fetch(manifest, file))
-        self._count("disk" if was_here else "storage")
+        tier: Tier = "disk" if was_here else "storage"
+        self._count(tier)
         self._ram.put(file.sha256, data)
-        return data
+        return data, tier
 
     def _fetch(self, manifest: CheckpointManifest, file: ManifestFile) -> bytes:
         key = layout.adapter_prefix(manifest.adapter_id) + file.path
@@ -227,7 +241,7 @@ class AdapterLoader:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
         try:
             for file in files:
-                (temporary / file.path).write_bytes(self._read(manifest, file))
+                (temporary / file.path).write_bytes(self._read(manifest, file)[0])
             temporary.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was first, with the same files

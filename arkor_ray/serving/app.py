@@ -102,13 +102,13 @@ def build_app(args: InferenceArgs) -> Application:
     from ray import serve
     from ray.serve.config import RequestRouterConfig
 
-    from arkor_ray.serving.llm_server import LLMServer
+    from arkor_ray.serving.llm_server import LLMReplica
 
     num_gpus = args.num_gpus
     if num_gpus is None:
         num_gpus = gpus_of_replica(ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0)
     deployment = serve.deployment(
-        LLMServer,
+        LLMReplica,
         name=DEPLOYMENT,
         num_replicas=args.num_replicas,
         max_ongoing_requests=args.max_ongoing_requests,

@@ -28,11 +28,14 @@ from arkor_ray.serving.adapter_loader import AdapterLoader, BaseIdentity, Loader
 from arkor_ray.serving.answer_reader import AnswerReader
 from arkor_ray.serving.chat_tokenizer import ChatTokenizer
 from arkor_ray.serving.constraints import GrammarCompiler
-from arkor_ray.serving.engine.interface import GenRequest, TokenGrammar
+from arkor_ray.serving.engine.interface import GenRequest, Timing, TokenGrammar
+from arkor_ray.serving.figures import GenerationFigures, ServingFigures
 from arkor_ray.serving.single_flight import SingleFlight
 from arkor_ray.serving.tool_parsers import ForcedCall, ToolParser, parser_for
 from arkor_ray.storage.base_files import base_files
 from arkor_ray.storage.object_store import open_store
+from arkor_ray.telemetry import process
+from arkor_ray.telemetry.export import each_second
 
 if TYPE_CHECKING:
     from arkor_ray.serving.app import InferenceArgs
@@ -65,6 +68,7 @@ class LLMServer:
 
         torch.set_num_threads(args.cpu_threads or max(1, (os.cpu_count() or 1) // 2))
         self._args = args
+        self._figures = ServingFigures(args.base_name or args.base_model)
         files = base_files(
             args.base_model,
             Path(args.model_cache or Path(args.cache_dir, "models")),
@@ -82,6 +86,7 @@ class LLMServer:
             LoaderConfig(cache, disk_bytes=args.disk_bytes, ram_bytes=args.ram_bytes),
             linears=lambda: self._engine.linears,
             max_rank=args.max_rank,
+            found=self._figures.adapter_found,
         )
         self._engine = SlotEngine(
             base,
@@ -135,6 +140,19 @@ class LLMServer:
         of each with "id" and "name", at last {"type": "end", "finish_reason", "usage"}.
         Raises InvalidRequestError, NotFoundError, AdapterError, StorageError or ServiceUnavailableError before the start.
         """
+        figures = GenerationFigures(self._figures.base_model, request.get("context") or {}, adapter_id)
+        try:
+            async with aclosing(self._answer(request, adapter_id, figures)) as items:  # type: ignore[type-var]
+                async for item in items:
+                    yield item
+        except BaseException as error:
+            figures.end(error)
+            raise
+        figures.end(None)
+
+    async def _answer(
+        self, request: dict[str, Any], adapter_id: str | None, figures: GenerationFigures
+    ) -> AsyncIterator[dict[str, Any]]:
         speaker = await self._speaker(adapter_id)
         parser = _parser(request, speaker.tokenizer)
         constraint, grammar = request.get("constraint"), None
@@ -143,7 +161,8 @@ class LLMServer:
         prompt = await asyncio.get_running_loop().run_in_executor(
             None, speaker.tokenizer.encode_chat, request["messages"], request.get("tools")
         )
-        generation = self._generation(request, prompt, adapter_id, speaker, grammar)
+        generation = self._generation(request, prompt, adapter_id, speaker, grammar, figures.timing)
+        figures.prompt_tokens = len(prompt)
         decode = speaker.tokenizer.decoder(parser.markers if parser else ())
         reader = AnswerReader(decode, request.get("stop") or [], parser)
         completion, reason = 0, None
@@ -152,7 +171,7 @@ class LLMServer:
                 if not completion:
                     yield {"type": "start", "prompt_tokens": len(prompt), "system_fingerprint": speaker.fingerprint}
                 for event in batch:
-                    completion += 1
+                    completion = figures.tokens = completion + 1
                     reason = event.finish_reason
                     stopped = event.token_id not in generation.eos_ids and reader.push(event.token_id)
                     if not stopped and reason is not None:
@@ -195,6 +214,10 @@ class LLMServer:
         self._loader.close()
         self._compiler.close()
 
+    def tell_figures(self) -> None:
+        """Adds what the engine did since the last call to this process's metrics."""
+        self._figures.engine(self._engine.stats())
+
     def _generation(
         self,
         request: dict[str, Any],
@@ -202,6 +225,7 @@ class LLMServer:
         adapter_id: str | None,
         speaker: _Speaker,
         grammar: TokenGrammar | None,
+        timing: Timing,
     ) -> GenRequest:
         defaults = self._generation_config
         sampling = bool(getattr(defaults, "do_sample", False))
@@ -222,6 +246,7 @@ class LLMServer:
             eos_ids=speaker.end_ids,
             grammar=grammar,
             queue_timeout=self._args.queue_timeout_s,
+            timing=timing,
         )
 
     async def _speaker(self, adapter_id: str | None) -> _Speaker:
@@ -269,6 +294,15 @@ class LLMServer:
                 manifest.adapter_id, difference, tolerance,
             )  # fmt: skip
         return {"max_abs_diff": difference if math.isfinite(difference) else None, "tolerance": tolerance}
+
+
+class LLMReplica(LLMServer):
+    """An LLMServer in a process of its own."""
+
+    def __init__(self, args: InferenceArgs) -> None:
+        process.begin()
+        super().__init__(args)
+        each_second(self.tell_figures)
 
 
 def _parser(request: dict[str, Any], tokenizer: ChatTokenizer) -> ToolParser | None:

@@ -4,6 +4,7 @@ adapters/<job_id>-step-<n>/       a PEFT folder for each checkpoint; manifest.js
 adapters/<job_id>-final/          the same for the finished job
 resume/<job_id>/step-<00000000>/  what training needs to go on from that step; state.json comes last
 datasets/<job_id>/                rows that came with the job; index.json comes last
+logs/<job_id>/attempt-<n>.log     what the attempt's driver and workers printed
 doctor/<id>/                      what `arkor-ray doctor` writes and removes
 
 Keys are made of ids, never of names that a user chose. An id that is not made of letters, digits and dashes raises
@@ -74,6 +75,10 @@ def dataset_prefix(job_id: str) -> str:
     return f"datasets/{_checked_id(job_id)}/"
 
 
+def log_key(job_id: str, attempt: int) -> str:
+    return f"logs/{_checked_id(job_id)}/attempt-{_checked_step(attempt)}.log"
+
+
 def doctor_prefix(run_id: str) -> str:
     return f"doctor/{_checked_id(run_id)}/"
 
@@ -82,6 +87,7 @@ class Kind(StrEnum):
     ADAPTER = "adapter"
     RESUME = "resume"
     DATASET = "dataset"
+    LOG = "log"
     DOCTOR = "doctor"
 
 
@@ -100,6 +106,7 @@ _FOLDERS = (
     (Kind.ADAPTER, rf"adapters/{_ADAPTER_ID.pattern}/", MANIFEST_NAME),
     (Kind.RESUME, rf"resume/(?P<job_id>{_ID.pattern})/step-(?P<step>[0-9]{{8,}})/", RESUME_INDEX_NAME),
     (Kind.DATASET, rf"datasets/(?P<job_id>{_ID.pattern})/", DATASET_INDEX_NAME),
+    (Kind.LOG, rf"logs/(?P<job_id>{_ID.pattern})/", ""),
     (Kind.DOCTOR, rf"doctor/{_ID.pattern}/", ""),
 )
 

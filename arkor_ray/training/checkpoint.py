@@ -22,8 +22,10 @@ from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageErro
 from arkor_ray.schemas.checkpoint import BasePrecision, CheckpointManifest, ManifestFile, ParityProbe
 from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
+from arkor_ray.telemetry import tracing
 from arkor_ray.training.adapter_export import AdapterExport
 from arkor_ray.training.callbacks import EventSink
+from arkor_ray.training.figures import TrainingFigures
 from arkor_ray.training.loop_config import StoragePatience
 from arkor_ray.training.portable_state import PortableState
 from arkor_ray.training.resume_state import Identity, Progress, prune_resume_states, write_resume_state
@@ -68,12 +70,14 @@ class CheckpointWriter:
         store: ObjectStore,
         sink: EventSink,
         patience: StoragePatience,
+        figures: TrainingFigures,
     ) -> None:
         self._context = context
         self._export = export
         self._store = store
         self._sink = sink
         self._patience = patience
+        self._figures = figures
         self._queue: queue.Queue[Snapshot | None] = queue.Queue(maxsize=QUEUE_LENGTH)
         self._failures_in_a_row = 0
         self._error: Exception | None = None
@@ -118,9 +122,11 @@ class CheckpointWriter:
 
     def _run(self) -> None:
         while (snapshot := self._queue.get()) is not None and not self._closing.is_set():
+            began = time.monotonic()
             try:
                 manifest = self._store_snapshot(snapshot)
             except StorageError as error:
+                self._figures.checkpoint_ended(committed=False)
                 self._count_failure(snapshot, error)
             except Exception as error:  # handed to the training thread, which ends the run with it
                 logger.exception("Checkpoint of step %d cannot be made", snapshot.progress.step)
@@ -131,11 +137,20 @@ class CheckpointWriter:
                 )
             else:
                 self._failures_in_a_row = 0
+                self._tell_stored(manifest, began)
                 if manifest.final:
                     self.final_manifest = manifest
             if self.failed:
                 self._drop_queue()
                 return
+
+    def _tell_stored(self, manifest: CheckpointManifest, began: float) -> None:
+        ended = time.monotonic()
+        logger.info("Adapter %s is stored, after %.1f s", manifest.adapter_id, ended - began)
+        self._figures.checkpoint_ended(committed=True)
+        self._figures.checkpoint_stage("upload", ended - began)
+        parent = tracing.job_traceparent(self._context.job_id)
+        tracing.record("store checkpoint", began, ended, parent=parent, arkor__adapter__id=manifest.adapter_id)
 
     def _store_snapshot(self, snapshot: Snapshot) -> CheckpointManifest:
         context, step = self._context, snapshot.progress.step
@@ -198,6 +213,7 @@ class CheckpointWriter:
             except StorageError as error:
                 now = time.monotonic()
                 failures += 1
+                self._figures.storage_failed()
                 deadline = deadline or now + patience.budget_seconds
                 delay = patience.delay_seconds(failures)
                 logger.warning("Checkpoint %s is delayed: %s", manifest.adapter_id, error)

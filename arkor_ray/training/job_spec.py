@@ -25,7 +25,8 @@ class DatasetPolicy:
 class JobSpec:
     """One attempt at one job. Picklable; crosses from the driver to the workers.
 
-    `base_model` is the reference (see schemas/model.py) that the catalogue has for `config.model`, and `model_cache` the
+    `base_model` is the reference (see schemas/model.py) that the catalogue has for `config.model`, `base_name` the name that
+    it has there (empty: the reference), for metrics, and `model_cache` the
     folder of each node for base models that come from S3. `cpus_per_worker` is what Ray reserves, small so that a laptop
     has room for serving besides; it limits no threads. `nodes` is the label selector of the nodes to train on. `scratch_dir`
     is a local folder of the machine for spooled checkpoints; it may vanish at any time.
@@ -36,6 +37,7 @@ class JobSpec:
     base_model: str
     storage_url: str
     attempt: int = 1
+    base_name: str = ""
     s3_endpoint_url: str | None = None
     trust_remote_code: bool = False
     model_cache: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "arkor-ray-models")

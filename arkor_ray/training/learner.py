@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,14 @@ PROBE_TOKENS = 64
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss` is summed over the `tokens` supervised tokens of the global batch, of the forward pass before the update."""
+    """`loss` is summed over the `tokens` supervised tokens of the global batch, of the forward pass before the update;
+    `seconds` is what the step took."""
 
     loss: float
     tokens: int
     learning_rate: float
     stop: bool
+    seconds: float
 
 
 class Learner:
@@ -94,6 +97,7 @@ class Learner:
 
         Whether rank 0 was asked to stop travels with the loss, so that all workers know at the same step.
         """
+        began = time.perf_counter()
         rate = self.learning_rate.set(self._engine, step)
         self._engine.train()
         tokens = data.supervised_tokens(self.plan.global_indices(step))
@@ -106,7 +110,7 @@ class Learner:
             self._engine.step()
             local += float(summed.detach())
         loss, stop = self.worker.total(local, float(stop_requested))
-        return StepResult(loss, tokens, rate, stop > 0)
+        return StepResult(loss, tokens, rate, stop > 0, time.perf_counter() - began)
 
     def evaluate(self, data: TokenizedDataset) -> float:
         """Mean loss per supervised token of the whole set."""

@@ -15,6 +15,8 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from arkor_ray.telemetry import process, tracing
+
 if TYPE_CHECKING:
     from arkor_ray.settings import Settings
     from arkor_ray.training.job_spec import JobSpec
@@ -27,10 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--job-id", required=True)
     parser.add_argument("--attempt", type=int, required=True)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and a signed one is a secret
+    process.begin_of_job(args.job_id, args.attempt)
     signal.signal(signal.SIGTERM, _end_gracefully)
-    return run(args.job_id, args.attempt)
+    try:
+        with tracing.span("attempt", parent=tracing.job_traceparent(args.job_id), arkor__attempt=args.attempt):
+            return run(args.job_id, args.attempt)
+    finally:
+        process.end_of_job()
 
 
 def run(job_id: str, attempt: int) -> int:
@@ -53,6 +58,9 @@ def run(job_id: str, attempt: int) -> int:
             return 0
         wire_config, token = row.config, row.dataset_token
 
+    from arkor_ray.storage import layout
+    from arkor_ray.telemetry.metrics import JOB_FAILURES
+    from arkor_ray.training.driver_log import DriverLog
     from arkor_ray.training.recorder import NAMESPACE, start_recorder
     from arkor_ray.training.trainer import run_job
 
@@ -61,6 +69,7 @@ def run(job_id: str, attempt: int) -> int:
     try:
         spec = make_spec(job_id, attempt, wire_config, token, settings)
     except InvalidRequestError as error:  # what was accepted no longer holds, such as a model that left the catalogue
+        JOB_FAILURES.add(reason=error.code)
         ray.get(recorder.failed.remote(error.message, None))
         return 0
 
@@ -68,7 +77,8 @@ def run(job_id: str, attempt: int) -> int:
         with db.write() as session:
             jobs.drop_dataset_token(session, job_id)
 
-    run_job(spec, recorder, on_data_stored=forget_token)
+    with DriverLog(spec.open_store(), layout.log_key(job_id, attempt)):
+        run_job(spec, recorder, on_data_stored=forget_token)
     return 0
 
 
@@ -91,6 +101,7 @@ def make_spec(
         attempt=attempt,
         config=config,
         base_model=base.reference,
+        base_name=base.name,
         trust_remote_code=base.trust_remote_code,
         model_cache=settings.model_cache,
         storage_url=settings.storage_url,

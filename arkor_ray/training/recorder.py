@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
+from arkor_ray.telemetry import process, tracing
+from arkor_ray.telemetry.metrics import JOB_FAILURES, TRAINING_CHECKPOINT_SECONDS, TRAINING_WORKER_RESTARTS
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,6 @@ class Recorder:
     """
 
     def __init__(self, job_id: str, attempt: int) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._job_id = job_id
         self._attempt = attempt
         self._settings = Settings.load()
@@ -64,6 +66,7 @@ class Recorder:
         self._staged: dict[str, bytes] = {}
         self._ended = False
         self._checked_at = 0.0
+        self._starts = 0  # of worker groups that told us
 
     async def tell(self, reports: list[tuple[str, tuple[Any, ...]]]) -> bool:
         """Several reports of a worker, as (method, arguments): written in their order, in one transaction if they fit.
@@ -76,6 +79,11 @@ class Recorder:
     async def started(self, metadata: dict[str, Any]) -> None:
         await self._write(lambda s: publisher.start(s, self._job_id, {"metadata": metadata}, attempt=self._attempt))
         self._opened.set()
+        self._starts += 1
+        if self._starts > 1:
+            model = str(metadata.get("model", ""))
+            entry = self._settings.base_models.named(model)
+            TRAINING_WORKER_RESTARTS.add(base_model=entry.name if entry is not None else model)
 
     async def log(self, entry: dict[str, Any]) -> None:
         """A training.log event; `entry` is snake_case with at least `step`. Told again, it is dropped."""
@@ -108,28 +116,19 @@ class Recorder:
             # After a restart every committed checkpoint is told again; those announced need no loading.
             if await self._write(lambda s: publisher.is_recorded(s, self._job_id, key)) is not False:
                 return
+            began = time.monotonic()
             fields = await self._load(found)
             fields.pop("refused", None)
             await self._write(lambda s: self._announce(s, found, key, fields))
             self._staged.pop(found.adapter_id, None)
+            self._tell_announced(found, began)
 
     async def completed(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
         """The final adapter is committed: loads it, then ends the job. False if the job had ended before."""
-        found = CheckpointManifest.model_validate(manifest)
-        async with self._announcing:
-            while not (fields := await self._load(found))["ready"]:
-                # Completed means that the final adapter answers. Serving that is away is waited for; a refusal is final.
-                if fields.pop("refused", False):
-                    error = f"The final adapter is stored, but cannot be served: {fields['reason']}"
-                    return bool(
-                        await self._write(
-                            lambda s, e=error: self._finish(s, JobStatus.FAILED, event.FAILED, e, found.step)  # type: ignore[misc]
-                        )
-                    )
-                if await self.should_stop():
-                    return False
-            fields |= {"metrics": metrics}
-            return bool(await self._write(lambda s: self._complete(s, found, fields)))
+        try:
+            return await self._complete_once_ready(manifest, metrics)
+        finally:
+            await asyncio.to_thread(process.end_of_job)  # the driver ends now, and this process with it
 
     async def failed(self, error: str, step: int | None, preflight: dict[str, Any] | None = None) -> bool:
         """Ends the job with a reason. False if it had ended before.
@@ -138,9 +137,11 @@ class Recorder:
         """
         self._opened.set()
         async with self._announcing:
-            return bool(
+            ended = bool(
                 await self._write(lambda s: self._finish(s, JobStatus.FAILED, event.FAILED, error, step, preflight))
             )
+        await asyncio.to_thread(process.end_of_job)
+        return ended
 
     async def should_stop(self) -> bool:
         """True once the job has ended (cancelled, say) or a newer attempt runs."""
@@ -149,6 +150,27 @@ class Recorder:
             self._checked_at = now
             self._ended = await asyncio.to_thread(self._has_ended)
         return self._ended
+
+    async def _complete_once_ready(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
+        found = CheckpointManifest.model_validate(manifest)
+        began = time.monotonic()
+        async with self._announcing:
+            while not (fields := await self._load(found))["ready"]:
+                # Completed means that the final adapter answers. Serving that is away is waited for; a refusal is final.
+                if fields.pop("refused", False):
+                    error = f"The final adapter is stored, but cannot be served: {fields['reason']}"
+                    JOB_FAILURES.add(reason=AdapterError.code)
+                    return bool(
+                        await self._write(
+                            lambda s, e=error: self._finish(s, JobStatus.FAILED, event.FAILED, e, found.step)  # type: ignore[misc]
+                        )
+                    )
+                if await self.should_stop():
+                    return False
+            fields |= {"metrics": metrics}
+            ended = bool(await self._write(lambda s: self._complete(s, found, fields)))
+        self._tell_announced(found, began)
+        return ended
 
     async def _load(self, manifest: CheckpointManifest) -> dict[str, Any]:
         """Fields of the announcement. Serving gets `checkpoint_ready_timeout_s` to answer with the adapter."""
@@ -195,6 +217,13 @@ class Recorder:
             await asyncio.sleep(delay)
             delay = min(2 * delay, 5.0)
         return {}
+
+    def _tell_announced(self, manifest: CheckpointManifest, began: float) -> None:
+        ended = time.monotonic()
+        base = self._settings.base_models.of_base(manifest.base_model).name
+        TRAINING_CHECKPOINT_SECONDS.observe(ended - began, base_model=base, stage="announce")
+        parent = tracing.job_traceparent(self._job_id)
+        tracing.record("announce checkpoint", began, ended, parent=parent, arkor__adapter__id=manifest.adapter_id)
 
     def _announce(self, session: Session, manifest: CheckpointManifest, key: str, fields: dict[str, Any]) -> int | None:
         fields = self._with_artifacts(session, manifest, fields)
@@ -293,6 +322,14 @@ class Recorder:
             return [operation(session) for operation in operations]
 
 
+class RecorderActor(Recorder):
+    """A Recorder in a process of its own."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        process.begin_of_job(job_id, attempt)
+        super().__init__(job_id, attempt)
+
+
 def start_recorder(job_id: str, attempt: int) -> Any:
     """The recorder's actor handle, on this node, restarted by Ray as often as needed, gone with the driver."""
     import ray
@@ -309,4 +346,4 @@ def start_recorder(job_id: str, attempt: int) -> Any:
         "max_concurrency": 1000,
         "scheduling_strategy": here,
     }
-    return ray.remote(Recorder).options(**options).remote(job_id, attempt)
+    return ray.remote(RecorderActor).options(**options).remote(job_id, attempt)

@@ -5,6 +5,7 @@ Called by Ray Train through `trainer`, or bare under torchrun by `bare`.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from arkor_ray.training.batches import BatchPlan, TokenizedDataset
 from arkor_ray.training.callbacks import EventSink, NullEventSink
 from arkor_ray.training.checkpoint import CheckpointContext, CheckpointWriter, Snapshot
 from arkor_ray.training.data import total_steps
+from arkor_ray.training.figures import TrainingFigures
 from arkor_ray.training.learner import Learner, StepResult
 from arkor_ray.training.loop_config import LoopConfig, LoopResult
 from arkor_ray.training.model import load_tokenizer
@@ -29,6 +31,8 @@ from arkor_ray.training.resume_state import (
     newest_resumable_step,
 )
 from arkor_ray.training.workers import join_workers
+
+logger = logging.getLogger(__name__)
 
 NON_FINITE_STEPS = 3
 FLUSH_SECONDS = 600.0  # a recorder waits for serving before it acknowledges a checkpoint
@@ -58,9 +62,11 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     resume, progress = load_resume_state(store, spec.job_id, start, identity) if start else (None, Progress())
     learner.start(resume)
     del resume
-    run = Run(config, learner, tokenizer, identity, store, sink, progress)
+    run = Run(config, learner, tokenizer, identity, store, sink, progress, total)
     sink.started({**learner.metadata(), **due.metadata(), "model": job.model, "train_samples": len(train)})
     run.tell_again()
+    if worker.is_first:
+        logger.info("Training on %d samples, from step %d to %d", len(train), start + 1, total)
 
     stopped = False
     try:
@@ -132,10 +138,12 @@ class Run:
         store: ObjectStore,
         sink: EventSink,
         progress: Progress,
+        total: int,
     ) -> None:
         self._job_id, self._learner, self._store, self._sink = config.spec.job_id, learner, store, sink
         self._progress = progress
-        self._plan = learner.plan
+        self._plan, self._total = learner.plan, total
+        self._figures = TrainingFigures(config.spec.job_id, config.spec.base_name or config.spec.base_model)
         self._bad_steps = 0
         self._since = self._started = time.monotonic()
         self._seconds_before = progress.train_seconds
@@ -151,7 +159,7 @@ class Run:
                 spool=config.spec.scratch_dir / config.spec.job_id,
             )
             export = AdapterExport(learner.model, learner.shapes, tokenizer, learner.adapter_dtype)
-            self._writer = CheckpointWriter(context, export, store, sink, config.patience)
+            self._writer = CheckpointWriter(context, export, store, sink, config.patience, self._figures)
 
     @property
     def storage_failed(self) -> bool:
@@ -173,6 +181,8 @@ class Run:
         progress.logged_loss += result.loss
         progress.logged_tokens += result.tokens
         progress.train_seconds = self._seconds_before + time.monotonic() - self._started
+        samples = self._plan.samples_seen(step) - self._plan.samples_seen(step - 1)
+        self._figures.step(step, self._total, samples=samples, tokens=result.tokens, seconds=result.seconds)
         self._bad_steps = 0 if math.isfinite(result.loss) else self._bad_steps + 1
         if self._bad_steps >= NON_FINITE_STEPS:
             self.log(step, result)
@@ -186,6 +196,7 @@ class Run:
         progress, now = self._progress, time.monotonic()
         progress.last_loss = progress.logged_loss / max(1, progress.logged_tokens)
         seen = self._plan.samples_seen(step) - self._plan.samples_seen(self._logged_step)
+        self._figures.loss(progress.last_loss)
         self._sink.log(
             {
                 "step": step,
@@ -204,7 +215,9 @@ class Run:
 
     def save(self, step: int, data: TokenizedDataset) -> None:
         """Collective. Returns as soon as the state is on the host; the rest happens in the background."""
+        began = time.monotonic()
         self._submit(self._learner.gather(), data, final=False)
+        self._figures.checkpoint_stage("gather", time.monotonic() - began)
         self._saved_step = step
 
     def finish(self, data: TokenizedDataset, total: int, stopped: bool) -> LoopResult | None:

@@ -24,6 +24,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from arkor_ray.schemas.dataset import BlobSource
 from arkor_ray.schemas.job import BITSANDBYTES_OPTIMIZERS
 from arkor_ray.serving.app import gpus_of_replica
+from arkor_ray.telemetry import process, tracing
+from arkor_ray.telemetry.metrics import JOB_FAILURES
 from arkor_ray.training.callbacks import RayEventSink
 from arkor_ray.training.data import PreparedData, prepare_data
 from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun, final_error
@@ -45,12 +47,14 @@ def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = l
     attempt. `on_data_stored` is called once the rows are in storage: from then on the data set's token is of no use.
     """
     try:
-        data = _prepare(spec)
+        with tracing.span("prepare data"):
+            data = _prepare(spec)
         on_data_stored()
         recorder.notice.remote("dataset.preflight", data.preflight)
         result = fit(_without_token(spec), data, recorder)
     except FINAL_ERRORS as error:
         logger.error("The job has failed: %s", error.message)
+        JOB_FAILURES.add(reason=error.code)
         ray.get(recorder.failed.remote(error.message, error.fields.get("step"), error.fields.get("preflight")))
         return
     if result.stopped:
@@ -131,6 +135,8 @@ def _prepare(spec: JobSpec) -> PreparedData:
 
 def _train_loop(config: dict[str, Any]) -> Any:
     loop: LoopConfig = config["loop"]
+    first = ray.train.get_context().get_world_rank() == 0
+    process.begin_of_job(loop.spec.job_id, loop.spec.attempt, measures=first)
     if not (loop.spec.config.load_in_4bit or loop.spec.config.optim in BITSANDBYTES_OPTIMIZERS):
         # PEFT imports bitsandbytes wherever it is installed, and that loads torch's compiler: 8 s of CPU for nothing.
         # None in sys.modules makes it look not installed; this process trains this one job only.
@@ -138,7 +144,11 @@ def _train_loop(config: dict[str, Any]) -> Any:
     # Here, so that neither the driver nor Ray Train's controller wait for PEFT and DeepSpeed.
     from arkor_ray.training.train_loop import train_loop_per_worker
 
-    return train_loop_per_worker(loop)
+    try:
+        with tracing.span("train", parent=tracing.job_traceparent(loop.spec.job_id), arkor__attempt=loop.spec.attempt):
+            return train_loop_per_worker(loop)
+    finally:
+        process.end_of_job()
 
 
 @dataclass(frozen=True)

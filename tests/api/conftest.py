@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from arkor_ray.api.app import create_app
 from arkor_ray.db import checkpoints
 from arkor_ray.db.session import Database
+from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.events import publisher
 from arkor_ray.events.stream import EventTail
 from arkor_ray.schemas import event
@@ -123,8 +124,48 @@ class FakeGateway:
 
 
 class FakeLogs:
-    async def read(self, submission_id: str) -> str:
-        return f"output of {submission_id}\n"
+    """What drivers printed. A submission may be told to `say` more, to `end`, and be `forgotten`; Ray itself to `go_away`."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[str]] = {}
+        self._ended: set[str] = set()
+        self._forgotten: set[str] = set()
+        self._away = False
+
+    def say(self, submission_id: str, text: str) -> None:
+        self._pieces.setdefault(submission_id, []).append(text)
+
+    def end(self, submission_id: str) -> None:
+        self._ended.add(submission_id)
+
+    def forget(self, submission_id: str) -> None:
+        self._forgotten.add(submission_id)
+
+    def go_away(self, *, away: bool = True) -> None:
+        self._away = away
+
+    async def read(self, submission_id: str) -> str | None:
+        self._check()
+        if submission_id in self._forgotten:
+            return None
+        return "".join(self._pieces.get(submission_id, [f"output of {submission_id}\n"]))
+
+    async def follow(self, submission_id: str) -> AsyncIterator[str]:
+        shown = 0
+        while True:
+            self._check()
+            if submission_id in self._forgotten or submission_id not in self._pieces:
+                raise ServiceUnavailableError(f"{submission_id} does not exist")
+            for piece in self._pieces[submission_id][shown:]:
+                shown += 1
+                yield piece
+            if submission_id in self._ended:
+                return
+            await asyncio.sleep(0.005)
+
+    def _check(self) -> None:
+        if self._away:
+            raise ServiceUnavailableError("The controller does not answer; try again")
 
 
 @pytest.fixture
@@ -138,8 +179,13 @@ def tail(db: Database) -> EventTail:
 
 
 @pytest.fixture
-def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail) -> Iterator[FastAPI]:
-    made = create_app(settings, db, gateway, tail, logs=FakeLogs())
+def logs() -> FakeLogs:
+    return FakeLogs()
+
+
+@pytest.fixture
+def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail, logs: FakeLogs) -> Iterator[FastAPI]:
+    made = create_app(settings, db, gateway, tail, logs=logs)
     yield made
     made.state.services.endpoints.close()
     made.state.services.runs.close()

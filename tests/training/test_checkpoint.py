@@ -14,9 +14,11 @@ from arkor_ray.errors import ModelError, ObjectExistsError, StorageError, Traini
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.storage.local import LocalStore
 from arkor_ray.storage.retry import RetryPolicy
+from arkor_ray.telemetry import metrics
 from arkor_ray.training.adapter_export import AdapterExport
 from arkor_ray.training.callbacks import ListEventSink
 from arkor_ray.training.checkpoint import CheckpointContext, CheckpointWriter, Snapshot
+from arkor_ray.training.figures import TrainingFigures
 from arkor_ray.training.loop_config import StoragePatience
 from arkor_ray.training.model import add_lora, load_base_model
 from arkor_ray.training.portable_state import WEIGHTS, PortableState
@@ -79,7 +81,7 @@ def sink() -> ListEventSink:
 @pytest.fixture
 def writer(export, store, sink, tmp_path) -> CheckpointWriter:
     context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, tmp_path / "spool")
-    return CheckpointWriter(context, export, store, sink, QUICK)
+    return CheckpointWriter(context, export, store, sink, QUICK, TrainingFigures("job-1", "base"))
 
 
 def snapshot(export: AdapterExport, step: int, value: float = 1.0, final: bool = False) -> Snapshot:
@@ -132,6 +134,23 @@ def test_a_fault_of_one_checkpoint_leaves_the_next_alone(writer, export, store, 
     writer.finish()
     assert [m["step"] for m in sink.of("checkpoint")] == [2, 3]
     assert [c[2]["step"] for c in sink.calls if c[:2] == ("notice", "checkpoint.failed")] == [1]
+
+
+def test_stages_outcomes_and_faults_are_counted(writer, export, store, recorded) -> None:
+    faults = iter([StorageError("503")] * 2)
+
+    def fail(key: str) -> None:
+        if "step-1/" in key or (key.endswith("step-2/manifest.json") and next(faults, None)):
+            raise StorageError("503")
+
+    store.fail = fail
+    for step in (1, 2):
+        writer.submit(snapshot(export, step))
+    writer.finish()
+    assert recorded.total(metrics.TRAINING_CHECKPOINTS, base_model="base", outcome="failed") == 1
+    assert recorded.total(metrics.TRAINING_CHECKPOINTS, base_model="base", outcome="committed") == 1
+    assert len(recorded.all(metrics.TRAINING_CHECKPOINT_SECONDS, stage="upload")) == 1
+    assert recorded.total(metrics.TRAINING_STORAGE_FAILURES, base_model="base") >= 2 + 1
 
 
 def test_a_committed_adapter_is_never_written_again(writer, export, store, sink) -> None:

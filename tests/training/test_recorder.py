@@ -15,6 +15,7 @@ from arkor_ray.events.stream import read_events
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import CheckpointManifest, ManifestFile
+from arkor_ray.telemetry import metrics
 from arkor_ray.training import recorder as module
 from arkor_ray.training.recorder import Recorder
 from tests.db.factories import create_job
@@ -174,3 +175,31 @@ def test_a_recorder_of_a_lost_attempt_writes_nothing_and_says_stop(db, job_id, s
 
     assert run(story()) == (False, True)
     assert told(db, job_id) == [(event.STARTED, None)]
+
+
+def test_what_it_does_is_counted_under_the_name_in_the_catalogue(db, job_id, serving, recorded, monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_MODELS", "house=a/b")
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        for _ in range(3):  # two of them after a worker had died
+            await recorder.started({"model": "House"})
+        for _ in range(2):  # told again after the restart
+            await recorder.checkpoint(manifest(job_id, 10) | {"base_model": "a/b"})
+        return await recorder.completed(manifest(job_id, 20, final=True) | {"base_model": "a/b"}, {})
+
+    assert run(story()) is True
+    assert recorded.total(metrics.TRAINING_WORKER_RESTARTS, base_model="house") == 2
+    assert len(recorded.all(metrics.TRAINING_CHECKPOINT_SECONDS, base_model="house", stage="announce")) == 2
+
+
+def test_a_refused_final_adapter_is_a_failure_of_that_kind(db, job_id, serving, recorded):
+    serving.refuse()
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        return await recorder.completed(manifest(job_id, 20, final=True), {})
+
+    assert run(story()) is True
+    assert recorded.total(metrics.JOB_FAILURES, reason="adapter_invalid") == 1

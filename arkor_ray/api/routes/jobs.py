@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
-from starlette.concurrency import run_in_threadpool
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from arkor_ray.api.bodies import Done, JobAnswer, JobDetail, JobList
-from arkor_ray.api.deps import ScopeDep, Services, ServicesDep
+from arkor_ray.api.deps import ScopeDep, ServicesDep
+from arkor_ray.api.job_logs import JobLogs
 from arkor_ray.api.request_body import StrictJsonRoute
-from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.events.stream import read_events
 from arkor_ray.jobs import admission, service
-from arkor_ray.jobs.launcher import submission_id
 from arkor_ray.schemas.job import JobCreate
+from arkor_ray.telemetry import tracing
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictJsonRoute)
+
+Attempt = Annotated[int | None, Query(ge=1, le=10**6, description="Launches are numbered from 1; absent: the newest.")]
 
 
 @router.post("", status_code=201, summary="Submit a job; 400 names the first bad field")
@@ -29,6 +32,7 @@ def create_job(services: ServicesDep, scope: ScopeDep, body: JobCreate) -> JobAn
             accepted=accepted,
             max_unfinished=services.settings.max_queued_jobs,
         )
+    tracing.record_submission(job.id, arkor__model=str(job.config.get("model")))
     return JobAnswer(job=job)
 
 
@@ -54,19 +58,16 @@ def cancel_job(services: ServicesDep, scope: ScopeDep, job_id: str) -> Done:
 
 @router.get(
     "/{job_id}/logs",
-    summary="What the job's driver printed",
+    summary="What the job's driver and workers printed, of the newest attempt or a given one; `follow` stays",
     responses={200: {"content": {"text/plain": {}}}},
     response_class=Response,
 )
-async def job_logs(services: ServicesDep, scope: ScopeDep, job_id: str) -> Response:
-    attempt = await run_in_threadpool(_attempt, services, scope.project.id, job_id)
-    if attempt == 0:
-        return PlainTextResponse("")
-    if services.logs is None:
-        raise ServiceUnavailableError("This process cannot reach the drivers' logs")
-    return PlainTextResponse(await services.logs.read(submission_id(job_id, attempt)))
-
-
-def _attempt(services: Services, project_id: str, job_id: str) -> int:
-    with services.db.read() as session:
-        return service.find(session, project_id, job_id).attempt
+async def job_logs(
+    services: ServicesDep, scope: ScopeDep, job_id: str, attempt: Attempt = None, follow: bool = False
+) -> Response:
+    logs = JobLogs(services, scope.project.id, job_id)
+    if not follow:
+        return PlainTextResponse(await logs.read(attempt))
+    pieces = logs.follow(attempt)
+    await anext(pieces)  # what can be refused still has a status
+    return StreamingResponse(pieces, media_type="text/plain")

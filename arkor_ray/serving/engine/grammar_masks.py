@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -24,6 +25,9 @@ class GrammarMasks:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grammar-mask")
+        self._lock = threading.Lock()
+        self.computed = 0
+        self.seconds = 0.0  # of all threads together
 
     def ask(self, sequences: list[Sequence]) -> None:
         """Has the next masks of those that have a grammar computed in other threads."""
@@ -31,7 +35,7 @@ class GrammarMasks:
         for sequence in bound:
             sequence.mask, sequence.mask_asked = Future(), time.monotonic()
         for start in range(0, len(bound), PER_TASK):
-            self._pool.submit(_compute, bound[start : start + PER_TASK])
+            self._pool.submit(self._compute, bound[start : start + PER_TASK])
 
     def take(
         self, sequences: list[Sequence]
@@ -62,11 +66,14 @@ class GrammarMasks:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-
-def _compute(sequences: list[Sequence]) -> None:
-    for sequence in sequences:
-        assert sequence.mask is not None and sequence.request.grammar is not None
-        try:
-            sequence.mask.set_result(sequence.request.grammar.mask())
-        except BaseException as error:  # also a panic of a library in Rust; the request that it belongs to fails
-            sequence.mask.set_exception(error)
+    def _compute(self, sequences: list[Sequence]) -> None:
+        began = time.perf_counter()
+        for sequence in sequences:
+            assert sequence.mask is not None and sequence.request.grammar is not None
+            try:
+                sequence.mask.set_result(sequence.request.grammar.mask())
+            except BaseException as error:  # also a panic of a library in Rust; the request that it belongs to fails
+                sequence.mask.set_exception(error)
+        with self._lock:
+            self.computed += len(sequences)
+            self.seconds += time.perf_counter() - began

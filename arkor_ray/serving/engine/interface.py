@@ -29,6 +29,16 @@ class TokenGrammar(Protocol):
         """Goes on with a token of the mask that is no end token. True when only an end token could follow."""
 
 
+@dataclass
+class Timing:
+    """When what happened to a request, by `time.monotonic()`; 0 until it has. The engine fills it in."""
+
+    submitted: float = 0.0
+    placed: float = 0.0
+    """It had a row, and its adapter a slot."""
+    first_token: float = 0.0
+
+
 @dataclass(frozen=True)
 class GenRequest:
     """One generation. `adapter_id` None means the base model; nothing else ever does.
@@ -49,6 +59,7 @@ class GenRequest:
     eos_ids: frozenset[int] = frozenset()
     grammar: TokenGrammar | None = None
     queue_timeout: float = 30.0
+    timing: Timing = field(default_factory=Timing, compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,13 @@ class EngineStats:
     generated_tokens: int = 0
     adapter_loads: int = 0
     evictions: int = 0
+    resident_hits: int = 0
+    """Requests whose adapter was in a slot already."""
+    kv_bytes: int = 0
+    """Reserved for keys and values; of them `kv_used_bytes` hold some now."""
+    kv_used_bytes: int = 0
+    masks: int = 0
+    mask_seconds: float = 0.0
 
 
 class AdapterSource(Protocol):

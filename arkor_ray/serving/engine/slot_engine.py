@@ -55,6 +55,7 @@ class _Counters:
     prefill_tokens: int = 0
     generated_tokens: int = 0
     adapter_loads: int = 0
+    resident_hits: int = 0
 
 
 class SlotEngine:
@@ -142,7 +143,8 @@ class SlotEngine:
         return result
 
     def stats(self) -> EngineStats:
-        counters = self._counters
+        counters, cache = self._counters, self._runner.cache
+        held = sum(sequence.length for sequence in list(self._batcher.decoding))  # a copy: the engine goes on
         return EngineStats(
             rows=self.config.rows,
             rows_busy=self._batcher.busy,
@@ -155,6 +157,11 @@ class SlotEngine:
             generated_tokens=counters.generated_tokens,
             adapter_loads=counters.adapter_loads,
             evictions=self._table.evictions,
+            resident_hits=counters.resident_hits,
+            kv_bytes=cache.size_bytes,
+            kv_used_bytes=cache.size_bytes * held // (cache.rows * cache.max_len),
+            masks=self._masks.computed,
+            mask_seconds=self._masks.seconds,
         )
 
     def resident(self, adapter_id: str) -> bool:
@@ -198,9 +205,12 @@ class SlotEngine:
         self.check_health()
         if len(self._batcher.waiting) >= self.config.max_waiting:
             raise ServiceUnavailableError(f"{self.config.max_waiting} requests are waiting already.", retry_after=1)
+        request.timing.submitted = time.monotonic()
         packed = None
         if request.adapter_id is not None and not self._table.resident(request.adapter_id):
             packed = await self._read(request.adapter_id)
+        elif request.adapter_id is not None:
+            self._counters.resident_hits += 1
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -271,6 +281,8 @@ class SlotEngine:
             sequence = self._batcher.prefilling or self._batcher.next_prompt(now, self._place)
             if sequence is None:
                 break
+            if not sequence.read:
+                sequence.request.timing.placed = time.monotonic()
             budget -= self._prefill(sequence, budget)
         if self._batcher.decoding:
             self._decode()
@@ -328,6 +340,8 @@ class SlotEngine:
                 sequence.emit(_as_arkor(error))
                 done.append(sequence)
                 continue
+            if not sequence.tokens:
+                sequence.request.timing.first_token = time.monotonic()
             sequence.tokens.append(token)
             self._counters.generated_tokens += 1
             sequence.emit(TokenEvent(token, reason))

@@ -1,0 +1,45 @@
+"""What the controller's turns tell about all jobs, as metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import datetime
+
+from arkor_ray.db import jobs
+from arkor_ray.db.session import Database
+from arkor_ray.db.tables import JobRow
+from arkor_ray.schemas.job import JobStatus
+from arkor_ray.telemetry.metrics import JOBS, JOBS_OLDEST_QUEUED, JOBS_QUEUE_SECONDS
+
+COUNT_S = 5.0  # how often all jobs are counted
+
+
+class JobFigures:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._queued: dict[str, datetime] = {}  # jobs that an earlier turn saw waiting, and since when they were
+        self._next_count = 0.0
+
+    def look(self, open_jobs: Iterable[JobRow], now: datetime) -> None:
+        """Once a turn, with what `jobs.to_reconcile` found."""
+        waiting: dict[str, datetime] = {}
+        for job in open_jobs:
+            if job.status == JobStatus.QUEUED:
+                waiting[job.id] = job.created_at
+            elif job.started_at is not None and job.id in self._queued:
+                JOBS_QUEUE_SECONDS.observe((job.started_at - job.created_at).total_seconds())
+        self._queued = waiting
+        oldest = min(waiting.values(), default=now)
+        JOBS_OLDEST_QUEUED.set((now - oldest).total_seconds())
+        self._count()
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if now < self._next_count:
+            return
+        self._next_count = now + COUNT_S
+        with self._db.read() as session:
+            counts = jobs.count_by_status(session)
+        for status in JobStatus:
+            JOBS.set(counts.get(status.value, 0), status=status.value)
