@@ -4,6 +4,7 @@ adapters/<job_id>-step-<n>/       a PEFT folder for each checkpoint; manifest.js
 adapters/<job_id>-final/          the same for the finished job
 resume/<job_id>/step-<00000000>/  what training needs to go on from that step
 datasets/<job_id>/                rows that came with the job
+jobs/<job_id>/config.json         what a job that no database knows was asked for
 
 Keys are made of ids, never of names that a user chose. An id that is not made of letters, digits and dashes raises
 `ValueError`.
@@ -66,6 +67,15 @@ def resume_prefix(job_id: str, step: int) -> str:
 
 def dataset_prefix(job_id: str) -> str:
     return f"datasets/{_checked_id(job_id)}/"
+
+
+def job_config_key(job_id: str) -> str:
+    return f"jobs/{_checked_id(job_id)}/config.json"
+
+
+def shared_probe_key(token: str) -> str:
+    """Of no job: written by one node for the others to look for."""
+    return f"probes/{_checked_id(token)}"
 
 
 def _checked_id(value: str) -> str:
