@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from arkor_ray.demo.base_model import base_reference
     from arkor_ray.training.standalone import job_id_of, run_standalone, standalone_spec
 
-    base = base_reference(args.model or request.config["model"])
-    spec = standalone_spec(args.job_id or job_id_of(request.name), request.config, args.output, base_model=base)
+    config = {**request.config, "model": base_reference(args.model or request.config["model"])}
+    spec = standalone_spec(args.job_id or job_id_of(request.name), config, args.output)
     print(f"job {spec.job_id} on {spec.base_model}, into {spec.storage_url}", flush=True)
     ray.init(ignore_reinit_error=True)
     with ExitStack() as stack:

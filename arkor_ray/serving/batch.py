@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -24,9 +24,8 @@ from arkor_ray.serving.result_file import Result
 from arkor_ray.storage import locations
 from arkor_ray.storage.adapter_files import AdapterFiles, read_adapter
 
-logger = logging.getLogger(__name__)
-
 CALLS = 4  # blocks of rows that an actor works on at a time, so that its engine does not run dry between two
+MAX_BLOCKS = 4096  # of rows; Ray keeps each as an object
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Speaker:
     adapter: AdapterFiles | None = None
     precision: BasePrecision | None = None
     """What the base is held in. None: as the adapter was trained, else bf16 on a GPU and fp32 on a CPU."""
-    trust_remote_code: bool = False
 
     @property
     def name(self) -> str:
@@ -89,6 +87,7 @@ class Engine:
     max_length: int = 4096
     """Tokens of prompt and answer together; no more than the model was made for."""
     cpu_threads: int | None = None
+    """None: the node's cores, shared by its actors."""
 
 
 def read_speaker(adapter: str | None, base_model: str | None, precision: BasePrecision | None) -> Speaker:
@@ -143,9 +142,13 @@ def answer_all(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     speaker = replace(speaker, precision=speaker.resolved_precision(gpu=gpu))
+    if engine.cpu_threads is None and not gpu:
+        per_node = -(-replicas // sum(node["Alive"] for node in ray.nodes()))
+        engine = replace(engine, cpu_threads=max(1, (os.cpu_count() or 1) // per_node))
     rows = [{"index": index, "question": json.dumps(question)} for index, question in questions]
+    block = max(engine.rows, -(-len(rows) // MAX_BLOCKS))
     with DataContext.current(context):
-        answers = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // engine.rows)).map_batches(
+        answers = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block)).map_batches(
             _Replica,
             fn_constructor_args=(ray.put(speaker), sampling, engine),
             batch_size=None,
@@ -184,7 +187,6 @@ class _Replica:
             speaker.base_model,
             Path(tempfile.gettempdir()) / "arkor-ray-models",
             name=speaker.base_model,
-            trust_remote_code=speaker.trust_remote_code,
             endpoint_url=locations.endpoint_url(),
         )
         manifest = None
@@ -199,7 +201,6 @@ class _Replica:
             InferenceArgs(
                 base_model=files.path,
                 base_name=speaker.base_model,
-                trust_remote_code=speaker.trust_remote_code,
                 base_precision=speaker.precision,
                 storage_url=store.url,
                 cache_dir=str(here / "cache"),
@@ -256,7 +257,7 @@ def _request(question: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
         raise invalid_request(error) from error
 
 
-def _room(replicas: int, kind: str) -> dict[str, float]:
+def _room(replicas: int, kind: str) -> dict[str, Any]:
     """The resources of one actor. Raises InvalidRequestError when the cluster could never start them all."""
     import ray
 

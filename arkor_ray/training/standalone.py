@@ -47,12 +47,12 @@ def job_id_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:100] or "job"
 
 
-def standalone_spec(job_id: str, config: dict[str, Any], output: str, *, base_model: str | None = None) -> JobSpec:
+def standalone_spec(job_id: str, config: dict[str, Any], output: str) -> JobSpec:
     """The job of a wire's `config`, with `output` for its storage: an absolute path, file:///… or s3://bucket/prefix.
 
     Its model is a name of the catalogue (ARKOR_RAY_CATALOGUE, ARKOR_RAY_MODELS), or itself a Hub id, an absolute directory
-    or s3://bucket/prefix; `base_model` says so for a name. Data sets may be files of this machine and at private addresses:
-    who may start Ray jobs can read these anyway. Raises InvalidRequestError.
+    or s3://bucket/prefix. Data sets may be files of this machine and at private addresses: who may start Ray jobs can read
+    these anyway. Raises InvalidRequestError.
     """
     storage_url = locations.folder_url(output, param="--output")
     try:
@@ -63,7 +63,7 @@ def standalone_spec(job_id: str, config: dict[str, Any], output: str, *, base_mo
     own: dict[str, Any] = {"cluster": False, "storage_url": storage_url, "s3_endpoint_url": None}
     settings, model = Settings.load(**own), str(config["model"])
     if settings.base_models.named(model) is None:
-        settings = Settings.load(**own, models={**settings.models, model: base_model or model})
+        settings = Settings.load(**own, models={**settings.models, model: model})
     spec = make_spec(job_id, 1, config, None, settings)
     policy = replace(spec.dataset_policy, allow_private_hosts=True, allow_local_paths=True)
     return replace(spec, dataset_policy=policy, s3_endpoint_url=locations.endpoint_url())
@@ -79,7 +79,7 @@ def run_standalone(spec: JobSpec, on_event: Callable[[Event], None]) -> bool:
     check_shared(spec.storage_url)
     check_same_job(spec)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    log = ray.remote(EventLog).options(num_cpus=0, scheduling_strategy=here).remote(spec.job_id, spec.storage_url)
+    log: Any = ray.remote(EventLog).options(num_cpus=0, scheduling_strategy=here).remote(spec.job_id, spec.storage_url)
     follower = _Follower(log, on_event)
     follower.start()
     try:

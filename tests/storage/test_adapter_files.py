@@ -29,7 +29,9 @@ def store_as(peft: Path, root: Path, adapter_id: str) -> CheckpointManifest:
     files = read_adapter(str(peft))
     job_id, step = layout.parse_adapter_id(adapter_id)
     first = files.commit(LocalStore(root.parent / "scratch"), "/models/base", "nf4")
-    manifest = first.model_copy(update={"adapter_id": adapter_id, "job_id": job_id, "step": step or 9, "final": step is None})
+    manifest = first.model_copy(
+        update={"adapter_id": adapter_id, "job_id": job_id, "step": step or 9, "final": step is None}
+    )
     return AdapterFiles("", files.files, "", manifest).commit(LocalStore(root), "/models/base", "nf4")
 
 

@@ -10,7 +10,7 @@ from arkor_ray.storage.s3 import S3Store
 
 @pytest.mark.parametrize("text", ["runs", "./runs", "http://host/runs", "ftp://x"])
 def test_a_place_that_would_go_with_the_job_is_refused(text):
-    with pytest.raises(InvalidRequestError, match="--output: .* must be an absolute path"):
+    with pytest.raises(InvalidRequestError, match=r"--output: .* must be an absolute path"):
         folder_url(text, param="--output")
 
 

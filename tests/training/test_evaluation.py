@@ -33,7 +33,9 @@ def test_json_answers_are_compared_field_by_field():
         "{broken",
         None,
     ]
-    scores = score_answers([(json.dumps(wanted), given) for given in told] + [('{"category": null}', '{"category": null}')])
+    scores = score_answers(
+        [(json.dumps(wanted), given) for given in told] + [('{"category": null}', '{"category": null}')]
+    )
     assert scores["valid_json"] == pytest.approx(4 / 7)
     assert scores["same_json"] == pytest.approx(3 / 7)
     assert scores["exact_match"] == pytest.approx(2 / 7)

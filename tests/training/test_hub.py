@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor_ray.errors import AuthenticationError, InvalidRequestError
+from arkor_ray.errors import AuthenticationError, ConflictError, InvalidRequestError
 from arkor_ray.training import hub
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        tree = [{"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in self.server.files.items()]
+        tree = [
+            {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
+            for path, data in self.server.files.items()
+        ]
         self._answer(200, tree if "/tree/" in self.path else {})
 
     def do_POST(self) -> None:
@@ -92,12 +95,11 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def export(hub: Hub, adapter: Path, **environment: str) -> subprocess.CompletedProcess:
+def export(hub: Hub, adapter: Path) -> subprocess.CompletedProcess:
     """`jobs/export.py` with a Hub to push to."""
     own = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, ROOT / "jobs" / "export.py", "--adapter", adapter, "--push-to-hub", "owner/triage"]
-    environment = {**os.environ, **own, **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=120)
 
 
 def test_an_adapter_is_pushed_as_it_is_with_a_card(standin, adapter):
@@ -112,20 +114,55 @@ def test_an_adapter_is_pushed_as_it_is_with_a_card(standin, adapter):
     assert standin.files == wanted
 
 
-def test_a_repository_with_files_is_not_touched(standin, adapter):
-    standin.files["model.safetensors"] = b"theirs"
-    run = export(standin, adapter)
-    assert run.returncode == 1
-    assert "owner/triage has files already, such as model.safetensors; name a new repository" in run.stderr
-    assert standin.files == {"model.safetensors": b"theirs"}
+@pytest.fixture
+def here(standin, monkeypatch) -> Hub:
+    """The stand-in for this process as well."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", standin.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return standin
 
 
-def test_a_token_that_may_not_write_is_told_without_showing_it(standin, adapter):
-    standin.status = 403
-    run = export(standin, adapter)
-    assert run.returncode == 1
-    assert "does not let this HF_TOKEN write to owner/triage" in run.stderr
-    assert "hf_secret" not in run.stderr + run.stdout
+def push(folder: Path) -> str:
+    return hub.push_folder(
+        folder,
+        "owner/triage",
+        base_model="/models/base",
+        merged=True,
+        token="hf_secret",
+        private=False,
+        notes=["Careful."],
+    )
+
+
+def test_the_card_of_a_merged_model_has_its_notes_and_no_path_of_a_machine(here, adapter):
+    assert push(adapter) == f"{here.url}/owner/triage"
+    card = here.files["README.md"].decode()
+    assert "library_name: transformers\n" in card and "Careful." in card
+    assert "base_model" not in card and "/models" not in card
+    assert here.created[0]["visibility"] == "public"
+
+
+def test_a_repository_with_files_is_not_touched(here, adapter):
+    here.files["model.safetensors"] = b"theirs"
+    with pytest.raises(ConflictError, match=r"has files already, such as model\.safetensors; name a new repository"):
+        push(adapter)
+    assert here.files == {"model.safetensors": b"theirs"}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "sentence"),
+    [
+        (403, AuthenticationError, "does not let this HF_TOKEN write to owner/triage"),
+        (400, InvalidRequestError, "The Hub refuses owner/triage"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_without_the_token(here, adapter, status, error, sentence):
+    here.status = status
+    with pytest.raises(error, match=sentence) as raised:
+        push(adapter)
+    assert "hf_secret" not in str(raised.value)
 
 
 def test_what_could_not_be_pushed_is_told_before_the_work():

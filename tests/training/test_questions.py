@@ -42,7 +42,14 @@ def test_tools_are_part_of_the_question():
 
 
 def test_rows_that_ask_nothing_are_told_by_number_and_reason():
-    rows = [{"text": "x"}, {"messages": [ASK]}, "x", {"messages": [ANSWER]}, {"question": "?"}, {"messages": [{"role": "x"}]}]
+    rows = [
+        {"text": "x"},
+        {"messages": [ASK]},
+        "x",
+        {"messages": [ANSWER]},
+        {"question": "?"},
+        {"messages": [{"role": "x"}]},
+    ]
     found, refused = questions_of(rows)
     assert list(found) == [1]
     assert list(refused) == [0, 2, 3, 4, 5]
