@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,15 @@ def test_importing_the_package_loads_none_of_its_dependencies():
 )
 def test_help_brings_in_neither(arguments):
     code = f"import sys; sys.argv = ['arkor-ray', *{arguments!r}]\nfrom arkor_ray.cli.main import main\nmain()"
+    assert not loaded_by(code) & (HEAVY | SERVER)
+
+
+@pytest.mark.parametrize("script", ["finetune", "batch_inference", "evaluate", "export"])
+def test_the_help_of_a_job_script_brings_in_neither(script):
+    path = Path(__file__).parents[1] / "jobs" / f"{script}.py"
+    code = (
+        f"import runpy, sys; sys.argv = [{str(path)!r}, '--help']\nrunpy.run_path({str(path)!r}, run_name='__main__')"
+    )
     assert not loaded_by(code) & (HEAVY | SERVER)
 
 

@@ -30,6 +30,7 @@ from arkor_ray.client.job_request import (
     unknown,
 )
 from arkor_ray.errors import InvalidRequestError
+from arkor_ray.schemas.dataset import is_local_path
 from arkor_ray.schemas.job import JobConfig
 
 _TOP = ("name", "model", "dataset", "lora", *OPTION_NAMES)
@@ -54,6 +55,9 @@ _NESTED: dict[str, Iterable[str]] = {
 def load_job_file(path: Path | str, *, name: str | None = None) -> JobRequest:
     """The job that a YAML (or JSON) file describes; `name` replaces the file's.
 
+    A data set that is a file, by a path relative to the job file, becomes its file:/// URL, which a service on this machine
+    reads if its operator lets it.
+
     Raises InvalidRequestError that names the file and what is wrong in it: unreadable, a key that is unknown or twice
     there, or a value that could not train.
     """
@@ -69,6 +73,7 @@ def load_job_file(path: Path | str, *, name: str | None = None) -> JobRequest:
     if not isinstance(content, dict):
         raise InvalidRequestError(f"{path} must hold keys and values, such as model: and dataset:")
     try:
+        content = _with_local_data(content, path.parent)
         return parse_job({**content, "name": name} if name else content, name=path.stem)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{path}: {error.message}", **error.fields) from error
@@ -98,6 +103,16 @@ def parse_job(content: Mapping[str, Any], *, name: str) -> JobRequest:
     request = job_request(**{"name": name, **job})
     JobConfig.parse(request.config, prefix="")
     return request
+
+
+def _with_local_data(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    dataset = content.get("dataset")
+    if not isinstance(dataset, str) or not is_local_path(dataset):
+        return content
+    file = (folder / Path(dataset).expanduser()).absolute()
+    if not file.is_file():
+        raise InvalidRequestError(f"dataset: there is no file {file}", param="dataset")
+    return {**content, "dataset": file.as_uri()}
 
 
 def _known(content: Mapping[str, Any], names: Iterable[str], prefix: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from arkor_ray.errors import InvalidRequestError
+from arkor_ray.schemas.dataset import is_local_path
 
 #: A number of optimizer steps; a share of the run between 0 and 1; or the wire's object with `steps` or `ratio`.
 Steps = int | float | Mapping[str, float]
@@ -161,9 +162,9 @@ def _plain(value: Any) -> Any:
 
 
 def _refuse_local_path(text: str) -> None:
-    path = Path(text).expanduser()
-    if not text.startswith((".", "/", "~")) and path.suffix not in (".jsonl", ".json", ".csv", ".parquet", ".txt"):
+    if not is_local_path(text):
         return
+    path = Path(text).expanduser()
     raise InvalidRequestError(
         f"dataset: {text!r} is a path on this machine, and the service reads data sets by URL or by name on the Hub. "
         f"Where both are one machine and ARKOR_RAY_DATASETS_ALLOW_LOCAL_PATHS=1 is set for the service, "

@@ -55,6 +55,17 @@ def ensure_demo_base(cache_dir: Path, progress: Progress | None = None, recipe: 
     return cache_dir / _name(recipe)
 
 
+def base_reference(name: str) -> str:
+    """Of a model that a program without the service's catalogue is told: the demo's own by its name, which is made if need be,
+    any other as it is, a folder with its absolute path."""
+    from arkor_ray.settings import DEMO_BASE, Settings
+
+    if name.lower() == DEMO_BASE:
+        return str(ensure_demo_base(Settings.load(cluster=False, storage_url="", s3_endpoint_url=None).demo_base_cache))
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if (folder / "config.json").is_file() else name
+
+
 def find_demo_base(cache_dir: Path, recipe: Recipe = RECIPE) -> Path | None:
     """The finished base model under `cache_dir` if it is there, with every byte that was written."""
     folder = Path(cache_dir) / _name(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -85,6 +86,12 @@ class HoldOut(WireModel):
     enabled: bool = False
     test_size: float = Field(default=0.1, gt=0, lt=1)
     seed: int = Field(default=42, ge=0, lt=2**32)
+
+
+def is_local_path(text: str) -> bool:
+    """Whether what names a data set is a file, as far as its form tells."""
+    known = PurePath(text).suffix in (".jsonl", ".json", ".csv", ".parquet", ".txt")
+    return "://" not in text and (text.startswith((".", "/", "~")) or known)
 
 
 def is_public_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

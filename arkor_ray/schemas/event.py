@@ -40,6 +40,16 @@ def event_data(type: str, job_id: str, at: datetime, fields: dict[str, Any]) -> 
     return {"type": type, "jobId": job_id, "timestamp": iso(at), **_json_safe(fields)}
 
 
+def log_fields(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A log entry of the train loop (see `training.callbacks.EventSink.log`) as training.log's fields, and the key that
+    tells it from every other of its job."""
+    kind = "log" if entry.get("loss") is not None else "eval"
+    return f"{kind}:{entry['step']}", {_LOG_NAMES.get(name, name): value for name, value in entry.items()}
+
+
+_LOG_NAMES = {"eval_loss": "evalLoss", "learning_rate": "learningRate", "samples_per_second": "samplesPerSecond"}
+
+
 def _json_safe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -6,6 +6,7 @@ resume/<job_id>/step-<00000000>/  what training needs to go on from that step; s
 datasets/<job_id>/                rows that came with the job; index.json comes last
 logs/<job_id>/attempt-<n>.log     what the attempt's driver and workers printed
 doctor/<id>/                      what `arkor-ray doctor` writes and removes
+jobs/<job_id>/config.json         what a job that no database knows was asked for
 
 Keys are made of ids, never of names that a user chose. An id that is not made of letters, digits and dashes raises
 `ValueError`.
@@ -73,6 +74,15 @@ def resume_prefix(job_id: str, step: int) -> str:
 
 def dataset_prefix(job_id: str) -> str:
     return f"datasets/{_checked_id(job_id)}/"
+
+
+def job_config_key(job_id: str) -> str:
+    return f"jobs/{_checked_id(job_id)}/config.json"
+
+
+def shared_probe_key(token: str) -> str:
+    """Of no job: written by one node for the others to look for."""
+    return f"probes/{_checked_id(token)}"
 
 
 def log_key(job_id: str, attempt: int) -> str:

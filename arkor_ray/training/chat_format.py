@@ -80,6 +80,11 @@ def parse_row(row: Any, format_name: DatasetFormatName) -> Conversation | PlainT
     return _PARSERS[format_name](row)
 
 
+def role_of(turn: Mapping[str, Any]) -> str | None:
+    """Whose turn it is, in OpenAI's words; None for a role that nobody knows."""
+    return _ROLES.get(str(turn.get("role", turn.get("from"))).lower())
+
+
 def _parse_chatml(row: Mapping[str, Any]) -> Conversation:
     for column in ("messages", "conversations", "conversation"):
         if row.get(column) is not None:
@@ -168,10 +173,9 @@ def _messages(value: Any, column: str) -> list[Message]:
 def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError(f"'{where}' is {_kind(turn)}, not an object")
-    name = turn.get("role", turn.get("from"))
-    role = _ROLES.get(str(name).lower())
+    role = role_of(turn)
     if role is None:
-        raise RowError(f"'{where}' has the unknown role {name!r}")
+        raise RowError(f"'{where}' has the unknown role {turn.get('role', turn.get('from'))!r}")
     content = turn.get("content", turn.get("value"))
     # Absent keys and nulls are the same: columnar formats fill every struct field of every message.
     message = {k: v for k, v in turn.items() if k not in ("role", "from", "content", "value") and v is not None}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arkor_ray.errors import DatasetError
-from arkor_ray.schemas.dataset import HoldOut
+from arkor_ray.schemas.dataset import DatasetFormatName, HoldOut
 from arkor_ray.schemas.job import JobConfig
 from arkor_ray.storage.object_store import ObjectStore
 from arkor_ray.training.batches import BatchPlan, TokenizedDataset
@@ -70,7 +70,7 @@ def tokenize_rows(
     encoder = ExampleEncoder(
         tokenizer, responses_only=config.train_on_responses_only is not False, max_length=max_length
     )
-    train, evaluation = _Tokenizing(config, encoder), _Tokenizing(config, encoder)
+    train, evaluation = RowTokenizer(encoder, config.dataset_format), RowTokenizer(encoder, config.dataset_format)
     train.add_all(train_rows)
     evaluation.add_all(eval_rows)
     preflight: dict[str, Any] = {
@@ -85,9 +85,9 @@ def tokenize_rows(
         "max_length": max_length,
     }
     if not train.samples:
-        raise DatasetError(_nothing_left(train), preflight=preflight)
+        raise DatasetError(nothing_left(train), preflight=preflight)
     if eval_rows and not evaluation.samples:
-        raise DatasetError("Evaluation rows: " + _nothing_left(evaluation), preflight=preflight)
+        raise DatasetError("Evaluation rows: " + nothing_left(evaluation), preflight=preflight)
     preflight |= _length_report(train.samples, max_length)
     return PreparedData(train.dataset(), evaluation.dataset() if evaluation.samples else None, preflight)
 
@@ -120,10 +120,11 @@ def total_steps(config: JobConfig, plan: BatchPlan) -> int:
 
 
 @dataclass
-class _Tokenizing:
-    config: JobConfig
+class RowTokenizer:
+    """Rows on their way to samples; `format_name` None: that of the first row."""
+
     encoder: ExampleEncoder
-    format_name: Any = None
+    format_name: DatasetFormatName | None = None
     rows: int = 0
     samples: list[Encoded] = field(default_factory=list)
     rejected: list[tuple[int, str]] = field(default_factory=list)
@@ -140,7 +141,7 @@ class _Tokenizing:
         if not isinstance(row, dict):
             raise RowError("is no JSON object")
         if self.format_name is None:
-            self.format_name = self.config.dataset_format or detect_format(row)
+            self.format_name = detect_format(row)
         return parse_row(row, self.format_name)
 
     def dataset(self) -> TokenizedDataset:
@@ -151,7 +152,8 @@ class _Tokenizing:
         )
 
 
-def _nothing_left(done: _Tokenizing) -> str:
+def nothing_left(done: RowTokenizer) -> str:
+    """A sentence about a data set without a row to use."""
     if not done.rows:
         return "The data set has no rows."
     first = "; ".join(f"row {number} {reason}" for number, reason in done.rejected[:3])

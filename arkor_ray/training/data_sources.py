@@ -87,14 +87,11 @@ def parse_rows(data: bytes) -> Iterator[Row]:
 
 def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetPolicy) -> dict[str, list[Row]]:
     """`datasets.load_dataset` with name, subset and split untouched; private ones by the server's own Hub token."""
-    if not HUB_ID.fullmatch(source.name) or Path(source.name).exists():
-        raise DatasetError(f"{source.name!r} is no data set name of the Hub; write owner/name.")
-    import datasets
-
     split = source.split or (config.dataset_split if isinstance(config.dataset_split, str) else None) or "train"
-    rows = _load_split(source, split, policy)
-    splits = {"train": rows}
+    splits = {"train": load_split(source, split, policy)}
     if config.dataset_split is None and config.eval_steps is not None:
+        import datasets
+
         try:
             with _own_files_only(source.name):
                 available = datasets.get_dataset_split_names(source.name, source.subset)
@@ -103,11 +100,14 @@ def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetP
             available = []
         own = next((name for name in ("validation", "test") if name in available and not split.startswith(name)), None)
         if own is not None:
-            splits["eval"] = _load_split(source, own, policy)
+            splits["eval"] = load_split(source, own, policy)
     return splits
 
 
-def _load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) -> list[Row]:
+def load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) -> list[Row]:
+    """The rows of one split, which may be a slice. Raises DatasetError."""
+    if not HUB_ID.fullmatch(source.name) or Path(source.name).exists():
+        raise DatasetError(f"{source.name!r} is no data set name of the Hub; write owner/name.")
     import datasets
 
     for attempt in range(1, FETCH_ATTEMPTS + 1):

@@ -96,12 +96,34 @@ def load_base_model(
 
     Where ZeRO-3 is configured in transformers (see deepspeed.zero3_init), the weights are sharded as they load.
     """
+    return load_weights(
+        source,
+        precision,
+        device,
+        load_in_4bit=config.load_in_4bit,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        name=name,
+    )
+
+
+def load_weights(
+    source: str,
+    precision: Precision,
+    device: torch.device,
+    *,
+    load_in_4bit: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    name: str | None = None,
+) -> PreTrainedModel:
+    """`load_base_model` without a job."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = torch_dtype(precision)
     options: dict[str, Any] = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     options["use_safetensors"] = True  # else weights may be a pickle, whose reader runs what it says
-    if config.load_in_4bit:
+    if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -111,7 +133,7 @@ def load_base_model(
         options["device_map"] = {"": str(device)}
     with _loading(name or source, "weights", trust_remote_code):
         model = AutoModelForCausalLM.from_pretrained(source, **options)
-    if config.load_in_4bit:
+    if load_in_4bit:
         _keep_4bit_layers_trainable(model)
     model.config.use_cache = False
     model.requires_grad_(False)

@@ -87,10 +87,8 @@ class Recorder:
 
     async def log(self, entry: dict[str, Any]) -> None:
         """A training.log event; `entry` is snake_case with at least `step`. Told again, it is dropped."""
-        kind = "log" if entry.get("loss") is not None else "eval"
-        names = {"eval_loss": "evalLoss", "learning_rate": "learningRate", "samples_per_second": "samplesPerSecond"}
-        fields = {names.get(name, name): value for name, value in entry.items()}
-        await self._append(NewEvent(event.LOG, f"{kind}:{entry['step']}", fields))
+        key, fields = event.log_fields(entry)
+        await self._append(NewEvent(event.LOG, key, fields))
 
     async def notice(self, type: str, data: dict[str, Any]) -> None:
         """An event of our own, such as dataset.preflight or checkpoint.delayed; one per type and step."""

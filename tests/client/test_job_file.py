@@ -48,7 +48,7 @@ def test_the_name_is_that_of_the_argument_then_of_the_file_then_of_its_path(tmp_
         (MINIMAL + "max_steps: -3\n", r"maxSteps: .*greater than or equal to 1 \(got -3\)"),
         (MINIMAL + "lora: 16\n", "lora must hold keys"),
         ("model: m\ndataset: 3\n", "dataset must be"),
-        ("model: m\ndataset: ./rows.jsonl\n", "a path on this machine"),
+        ("model: m\ndataset: ./rows.jsonl\n", "dataset: there is no file"),
         ("dataset: a/b\n", "model is missing"),
         ("model: m\n", "dataset is missing"),
         ("- a\n", "must hold keys and values"),

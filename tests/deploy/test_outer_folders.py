@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,53 @@ def test_serve_configs_have_the_control_plane_and_what_is_deployed_ahead_is_foun
         assert application(each["args"])._bound_deployment.name == DEPLOYMENT
 
 
-def test_the_job_script_loads():
-    spec = importlib.util.spec_from_file_location("finetune", ROOT / "jobs" / "finetune.py")
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
+def test_the_job_scripts_load_at_once_and_fit_on_a_screen(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert callable(module.main)
+    assert len(path.read_text().splitlines()) <= 85
+
+
+DATA = sorted((ROOT / "jobs" / "examples" / "data").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.name)
+def test_example_data_asks_and_answers(path):
+    from arkor_ray.training.questions import questions_of, read_rows
+
+    rows = read_rows(str(path))
+    questions, refused = questions_of(rows)
+    assert len(questions) >= 16 and not refused
+    assert all(question.answer for question in questions.values())
+
+
+@pytest.mark.parametrize("name", ["triage", "translate", "redaction"])
+def test_what_is_held_out_is_not_trained_on_and_a_job_file_names_the_rest(name):
+    from arkor_ray.training.questions import questions_of, read_rows
+
+    folder = ROOT / "jobs" / "examples" / "data"
+    asked = {
+        part: {question.messages[-1]["content"] for question in questions_of(read_rows(str(folder / part)))[0].values()}
+        for part in (f"{name}.train.jsonl", f"{name}.heldout.jsonl")
+    }
+    train, held_out = asked.values()
+    assert len(train) >= 60 and not train & held_out
+    source = load_job_file(folder.parent / f"{name}.yaml").config["datasetSource"]
+    assert source["url"] == (folder / f"{name}.train.jsonl").as_uri()
+
+
+def test_the_example_schema_accepts_the_answers_wanted():
+    import jsonschema
+
+    from arkor_ray.training.questions import questions_of, read_rows
+
+    folder = ROOT / "jobs" / "examples"
+    schema = json.loads((folder / "redaction.schema.json").read_text())
+    questions, _ = questions_of(read_rows(str(folder / "data" / "redaction.heldout.jsonl")))
+    for question in questions.values():
+        jsonschema.validate(json.loads(question.answer), schema)
 
 
 @pytest.mark.parametrize("folder", ["cluster", "jobs", "serving", "helm"])

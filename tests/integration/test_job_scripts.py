@@ -1,0 +1,217 @@
+"""The scripts of jobs/ on a real Ray: each does what it says, and goes on where it was ended."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import ray
+import torch
+
+from arkor_ray.errors import ServiceUnavailableError
+from arkor_ray.serving import batch
+from tests.training.tiny import make_base_model, make_rows, write_rows
+
+pytestmark = pytest.mark.integration
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1"}})
+    yield
+    ray.shutdown()
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, JOBS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> SimpleNamespace:
+    """A job file beside its data set, and a finished run of it."""
+    root = tmp_path_factory.mktemp("world")
+    base = make_base_model(root / "base")
+    write_rows(root / "rows.jsonl", make_rows(12))
+    (root / "job.yaml").write_text(
+        "name: my job\nmodel: tiny\ndataset: rows.jsonl\nlora: {r: 4, alpha: 8}\nmax_steps: 6\nsave_steps: 2\n"
+        "batch_size: 4\nlearning_rate: 1.0e-2\n"
+    )
+    arguments = [str(root / "job.yaml"), "--output", str(root / "runs"), "--model", str(base)]
+    status = script("finetune").main([*arguments, "--events", str(root / "events.jsonl")])
+    events = [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
+    return SimpleNamespace(root=root, base=base, arguments=arguments, status=status, events=events, runs=root / "runs")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_job_file_becomes_adapters_and_events(world):
+    assert world.status == 0
+    assert [event["id"] for event in world.events] == list(range(1, len(world.events) + 1))
+    types = [event["type"] for event in world.events]
+    assert set(types[:2]) == {"dataset.preflight", "training.started"}
+    assert types.count("training.log") == 6 and types.count("checkpoint.saved") == 3
+    assert types[-1] == "training.completed"
+    assert world.events[-1]["url"] == f"{world.runs.as_uri()}/adapters/my-job-final"
+    assert (world.runs / "adapters" / "my-job-final" / "adapter_model.safetensors").is_file()
+
+
+def test_a_job_that_was_lost_goes_on_from_its_newest_checkpoint(world, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(world.runs, runs)
+    for lost in ("adapters/my-job-final", "adapters/my-job-step-6", "resume/my-job/step-00000006"):
+        shutil.rmtree(runs / lost)
+    arguments = [argument.replace(str(world.runs), str(runs)) for argument in world.arguments]
+    assert script("finetune").main([*arguments, "--events", str(tmp_path / "events.jsonl")]) == 0
+    told = lines(tmp_path / "events.jsonl")
+    before = {event["step"]: event["loss"] for event in world.events if event["type"] == "training.log"}
+    after = {event["step"]: event["loss"] for event in told if event["type"] == "training.log"}
+    assert list(after) == [5, 6]
+    assert after == pytest.approx({step: before[step] for step in after}, abs=1e-5)
+    assert "training.completed" in capsys.readouterr().out
+
+
+def test_another_job_under_the_same_id_is_refused(world, capsys):
+    text = (world.root / "job.yaml").read_text()
+    (world.root / "other.yaml").write_text(text.replace("1.0e-2", "1.0e-3"))
+    arguments = [str(world.root / "other.yaml"), *world.arguments[1:]]
+    assert script("finetune").main(arguments) == 1
+    assert "learning_rate is 0.001, was 0.01" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_trained_on_ends_with_the_reason(world, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"text": ""}\n')
+    shutil.copy(world.root / "job.yaml", tmp_path)
+    arguments = [str(tmp_path / "job.yaml"), "--output", str(tmp_path / "runs"), *world.arguments[3:]]
+    assert script("finetune").main(arguments) == 1
+    assert "None of the data set's 1 rows can be used" in capsys.readouterr().out
+
+
+def peft_answers(world, rows: list[dict], tokens: int) -> list[str]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(world.base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, world.runs / "adapters" / "my-job-final").eval()
+    tokenizer = AutoTokenizer.from_pretrained(world.base)
+    answers = []
+    for row in rows:
+        messages = row["messages"][:-1]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+            )
+        answers.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def test_every_row_is_answered_in_order_and_only_once(world, tmp_path, monkeypatch, capsys):
+    rows = make_rows(20, seed=3)
+    write_rows(
+        tmp_path / "ask.jsonl", [*rows, {"messages": [{"role": "user", "content": "w1 " * 400}]}, {"text": "no"}]
+    )
+    output = tmp_path / "answers.jsonl"
+    arguments = ["--data", str(tmp_path / "ask.jsonl"), "--adapter", str(world.runs), "--output", str(output)]
+    arguments += ["--max-tokens", "6", "--temperature", "0", "--rows", "4", "--replicas", "2"]
+    asked: list[list[int]] = []
+    answer_all = batch.answer_all
+
+    def dying(questions, *rest, **options):
+        asked.append([index for index, _ in questions])
+        yield next(iter(answer_all(questions, *rest, **options)))
+        raise ServiceUnavailableError("the node went away")
+
+    def living(questions, *rest, **options):
+        asked.append([index for index, _ in questions])
+        yield from answer_all(questions, *rest, **options)
+
+    monkeypatch.setattr(batch, "answer_all", dying)
+    assert script("batch_inference").main(arguments) == 1
+    assert "the node went away" in capsys.readouterr().err
+    assert not output.exists()
+    monkeypatch.setattr(batch, "answer_all", living)
+    assert script("batch_inference").main(arguments) == 0
+    assert asked[0] == list(range(21)) and len(asked[1]) < 21 and 20 in asked[1]
+
+    found = lines(output)
+    assert [result["index"] for result in found] == list(range(22))
+    assert [result["answer"].rstrip("\ufffd") for result in found[:20]] == [
+        text.rstrip("\ufffd") for text in peft_answers(world, rows, 6)
+    ]
+    assert found[0]["messages"] == rows[0]["messages"][:-1] and found[0]["usage"]["completion_tokens"] <= 6
+    assert "more than the 128 that fit" in found[20]["error"] and "row 22 is plain text" in found[21]["error"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["errors"] == 2
+    assert script("batch_inference").main(arguments) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_answers_keep_to_a_schema_and_are_held_against_those_wanted(world, tmp_path, capsys):
+    wanted = [
+        {"messages": [row["messages"][0], {"role": "assistant", "content": '{"a":true}'}]} for row in make_rows(3)
+    ]
+    write_rows(tmp_path / "held.jsonl", wanted)
+    schema = {"type": "object", "properties": {"a": {"const": True}}, "required": ["a"], "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    report = tmp_path / "report.json"
+    arguments = ["--data", str(tmp_path / "held.jsonl"), "--adapter", str(world.runs), "--output", str(report)]
+    assert (
+        script("evaluate").main([*arguments, "--json-schema", str(tmp_path / "schema.json"), "--max-tokens", "60"]) == 0
+    )
+    told = json.loads(report.read_text())["adapter"]
+    assert told["valid_json"] == told["same_json"] == told["fields"]["a"] == 1.0
+    assert told["samples"] == 3 and told["loss"] > 0
+    assert "field a" in capsys.readouterr().out
+
+
+def test_the_adapter_does_better_than_its_base_on_what_it_was_trained_on(world, tmp_path):
+    report = tmp_path / "report.json"
+    arguments = ["--data", str(world.root / "rows.jsonl"), "--adapter", str(world.runs), "--output", str(report)]
+    assert script("evaluate").main([*arguments, "--against-base", "--no-answers"]) == 0
+    told = json.loads(report.read_text())
+    assert told["adapter"]["loss"] < told["base"]["loss"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--replicas", "9"], "--replicas 9: each takes one CPU, and the cluster has 4"),
+        (["--temperature", "3"], r"temperature: .* less than or equal to 2 \(got 3.0\)"),
+        (["--output", "answers.jsonl"], "must be an absolute path"),
+        (["--json-schema", "/nonesuch.json"], "--json-schema: /nonesuch.json cannot be read"),
+        (["--adapter", "/nonesuch"], "There is no adapter at /nonesuch"),
+    ],
+)
+def test_what_batch_inference_cannot_do_is_told_in_a_sentence(world, tmp_path, capsys, arguments, sentence):
+    import re
+
+    usual = [
+        "--data",
+        str(world.root / "rows.jsonl"),
+        "--adapter",
+        str(world.runs),
+        "--output",
+        str(tmp_path / "x.jsonl"),
+    ]
+    assert script("batch_inference").main([*usual, *arguments]) == 1
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_a_base_that_cannot_be_loaded_is_told_in_a_sentence(world, tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    arguments = ["--data", str(world.root / "rows.jsonl"), "--model", str(tmp_path / "broken")]
+    assert script("batch_inference").main([*arguments, "--output", str(tmp_path / "x.jsonl")]) == 1
+    assert "cannot be loaded" in capsys.readouterr().err
