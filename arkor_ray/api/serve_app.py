@@ -14,6 +14,7 @@ from arkor_ray.api.app import create_app
 from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
 from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.jobs.controller import ensure_controller
+from arkor_ray.placement import HARDLY_A_CPU
 from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         name=DEPLOYMENT,
         num_replicas=num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": HARDLY_A_CPU},
         # Streams would keep a replica that stops waiting for ever; their readers come back to the next one.
         graceful_shutdown_timeout_s=2,
         graceful_shutdown_wait_loop_s=0.5,

@@ -22,6 +22,7 @@ from arkor_ray.events import publisher
 from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.placement import HARDLY_A_CPU
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import BasePrecision
@@ -227,7 +228,7 @@ class Controller:
 
     def driver_logs(self, submission: str) -> str:
         """What a job's driver printed."""
-        return RayJobsLauncher().logs(submission)
+        return RayJobsLauncher(off_the_head=self._settings.cluster).logs(submission)
 
     def stop(self) -> None:
         """Ends the loop and gives up the lease; for a clean shutdown of the service."""
@@ -240,7 +241,7 @@ class Controller:
         while not self._stopping.is_set():
             try:
                 if reconciler is None:
-                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(), self._serving)
+                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(off_the_head=self._settings.cluster), self._serving)
                 reconciler.turn()
             except Exception:  # a loop that ends leaves every job where it is, and nobody would notice
                 logger.exception("The controller's turn failed; the next one tries again")
@@ -259,7 +260,7 @@ def ensure_controller() -> Any:
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
-        "num_cpus": 0,
+        "num_cpus": HARDLY_A_CPU,
         "max_restarts": -1,
         "max_task_retries": -1,
         "max_concurrency": 64,

@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from arkor_ray.jobs.decision import SubmissionState
+from arkor_ray.placement import HARDLY_A_CPU
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 logger = logging.getLogger(__name__)
+
+ANSWER_S = 20.0  # Ray's client sets no limit, and a head that is cut off never answers
 
 
 def submission_id(job_id: str, attempt: int) -> str:
@@ -33,44 +39,62 @@ class Launcher(Protocol):
 
 
 class RayJobsLauncher:
-    """Ray Jobs through its REST API, on the Ray that this process is connected to."""
+    """Ray Jobs through its REST API, on the Ray that this process is connected to.
 
-    def __init__(self) -> None:
-        import ray
-        from ray.job_submission import JobSubmissionClient
+    Args:
+        off_the_head: drivers run on nodes with CPUs. Ray starts them on the head otherwise, and their attempts would be lost with
+            it; but where there is only the head, a driver can use the worker processes that Ray keeps at hand.
+    """
 
-        self._client = JobSubmissionClient(ray.get_runtime_context().gcs_address)
+    def __init__(self, *, off_the_head: bool = False) -> None:
+        self._driver_cpus = HARDLY_A_CPU if off_the_head else None
+        self._client: JobSubmissionClient | None = None
 
     def submit(self, job_id: str, attempt: int, environment: dict[str, str]) -> None:
         name = submission_id(job_id, attempt)
         # The interpreter by its path: the one of this environment, whatever PATH the raylet was started with.
         command = [sys.executable, "-m", "arkor_ray.training.main", "--job-id", job_id, "--attempt", str(attempt)]
         try:
-            self._client.submit_job(
+            self._connected().submit_job(
                 entrypoint=shlex.join(command),
                 submission_id=name,
                 runtime_env={"env_vars": environment} if environment else None,
                 metadata={"arkor_job_id": job_id, "attempt": str(attempt)},
+                entrypoint_num_cpus=self._driver_cpus,
             )
-        except RuntimeError:
+        except (RuntimeError, OSError):
             if self.state(name)[0] in (SubmissionState.MISSING, SubmissionState.UNKNOWN):
                 raise
 
     def state(self, submission: str) -> tuple[SubmissionState, str]:
         try:
-            info = self._client.get_job_info(submission)
+            info = self._connected().get_job_info(submission)
         except RuntimeError as error:
             if "does not exist" in str(error):
                 return SubmissionState.MISSING, ""
             logger.warning("Ray Jobs did not answer for %s: %s", submission, error)
             return SubmissionState.UNKNOWN, str(error)
-        except OSError as error:  # the REST API is restarting
+        except OSError as error:  # the REST API is restarting, perhaps at another address
             logger.warning("Ray Jobs is not reachable: %s", error)
+            self._client = None
             return SubmissionState.UNKNOWN, str(error)
         return SubmissionState(str(info.status.value).lower()), info.message or ""
 
     def stop(self, submission: str) -> None:
-        self._client.stop_job(submission)
+        self._connected().stop_job(submission)
 
     def logs(self, submission: str) -> str:
-        return self._client.get_job_logs(submission)
+        return self._connected().get_job_logs(submission)
+
+    def _connected(self) -> JobSubmissionClient:
+        """Raises RuntimeError or ConnectionError while the REST API is away."""
+        if self._client is None:
+            import ray
+            from ray.job_submission import JobSubmissionClient
+
+            class Client(JobSubmissionClient):
+                def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
+                    return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **arguments})
+
+            self._client = Client(ray.get_runtime_context().gcs_address)
+        return self._client

@@ -100,6 +100,7 @@ def make_spec(
             max_bytes=settings.datasets_max_bytes,
             timeout_s=settings.datasets_timeout_s,
         ),
+        cpus_per_worker=settings.training_cpus_per_worker,
         scratch_dir=settings.data_dir / "scratch",
     )
 
