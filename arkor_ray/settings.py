@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     )
     max_running_jobs: int = Field(default=8, ge=1, description="Jobs launched at a time; the others wait as queued.")
     job_max_retries: int = Field(default=5, ge=0, description="Relaunches of a job after an infrastructure failure.")
+    job_silence_timeout_s: float = Field(
+        default=60.0, ge=10, description="An attempt at a job that gives no sign of life for so long is lost."
+    )
     cancel_grace_s: float = Field(
         default=20.0, gt=0, description="Time for a cancelled job to save and stop by itself."
     )

@@ -11,7 +11,9 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 from arkor_ray.db import jobs, leases, runs
@@ -22,6 +24,7 @@ from arkor_ray.events import publisher
 from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.jobs.silence import SilenceWatch
 from arkor_ray.placement import HARDLY_A_CPU
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
@@ -43,13 +46,21 @@ SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
 class Reconciler:
     """One turn of the loop at a time, against any Launcher; the actor below turns it for ever."""
 
-    def __init__(self, settings: Settings, db: Database, launcher: Launcher, serving: Serving | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        launcher: Launcher,
+        serving: Serving | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._db = db
         self._launcher = launcher
         self._serving = serving
         self._holder = str(uuid.uuid4())
         self._limits = decision.Limits(settings.job_max_retries, settings.cancel_grace_s)
+        self._watch = SilenceWatch(settings.job_silence_timeout_s, clock)
         self._next_sweep = 0.0
 
     def turn(self) -> bool:
@@ -59,12 +70,15 @@ class Reconciler:
                 return False
         with self._db.read() as session:
             open_jobs = jobs.to_reconcile(session)
+            submissions = [job.submission_id for job in open_jobs if job.submission_id is not None]
+            signs = leases.renewals(session, submissions)
+        self._watch.begin_turn()
         free = self._settings.max_running_jobs - sum(
             job.submission_id is not None and not JobStatus(job.status).is_terminal for job in open_jobs
         )
         for job in open_jobs:
             try:
-                launched = self._advance(job, may_launch=free > 0)
+                launched = self._advance(job, signs=signs, may_launch=free > 0)
             except Exception:  # whatever is wrong with one job must not keep the others waiting
                 logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
                 continue
@@ -76,18 +90,25 @@ class Reconciler:
         with self._db.write() as session:
             leases.release(session, LEASE, self._holder)
 
-    def _advance(self, job: JobRow, *, may_launch: bool) -> bool:
-        """Does what `decide` says; True if that launched an attempt."""
+    def _advance(self, job: JobRow, *, signs: dict[str, datetime], may_launch: bool) -> bool:
+        """Does what `decide` says; True if that launched an attempt. `signs`: of life, by submission."""
         state, detail = SubmissionState.MISSING, ""
         if job.submission_id is not None:
             state, detail = self._launcher.state(job.submission_id)
+            if state is SubmissionState.RUNNING and self._watch.is_silent(
+                job.submission_id, signs.get(job.submission_id)
+            ):
+                state = SubmissionState.SILENT
         action = decision.decide(_view(job), state, utcnow(), self._limits, detail)
         match action:
             case decision.Launch(attempt) if may_launch:
                 return self._launch(job, attempt)
-            case decision.Relaunch(retry_at, charged, reason):
+            case decision.Relaunch(retry_at, charged, reason, stop):
                 logger.warning("Job %s: %s; launching again", job.id, reason)
+                if stop is not None:
+                    self._try_to_stop(stop)
                 with self._db.write() as session:
+                    leases.forget(session, submission_id(job.id, job.attempt))
                     jobs.charge_retry(session, job.id, attempt=job.attempt, retry_at=retry_at, charged=charged)
             case decision.GiveUp(error):
                 self._fail(job, error)
@@ -96,8 +117,16 @@ class Reconciler:
                 self._launcher.stop(submission)
             case decision.Settle():
                 with self._db.write() as session:
+                    leases.forget(session, submission_id(job.id, job.attempt))
                     jobs.mark_stopped(session, job.id)
         return False
+
+    def _try_to_stop(self, submission: str) -> None:
+        """What cannot be stopped, on a node that nobody reaches, can no longer write once the next attempt is claimed."""
+        try:
+            self._launcher.stop(submission)
+        except (RuntimeError, OSError) as error:
+            logger.warning("Submission %s could not be stopped: %s", submission, error)
 
     def _sweep_runs(self) -> None:
         """Deletes runs that endpoints no longer keep, now and then."""
@@ -241,7 +270,9 @@ class Controller:
         while not self._stopping.is_set():
             try:
                 if reconciler is None:
-                    reconciler = Reconciler(self._settings, db, RayJobsLauncher(off_the_head=self._settings.cluster), self._serving)
+                    reconciler = Reconciler(
+                        self._settings, db, RayJobsLauncher(off_the_head=self._settings.cluster), self._serving
+                    )
                 reconciler.turn()
             except Exception:  # a loop that ends leaves every job where it is, and nobody would notice
                 logger.exception("The controller's turn failed; the next one tries again")

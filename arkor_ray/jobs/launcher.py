@@ -42,8 +42,8 @@ class RayJobsLauncher:
     """Ray Jobs through its REST API, on the Ray that this process is connected to.
 
     Args:
-        off_the_head: drivers run on nodes with CPUs. Ray starts them on the head otherwise, and their attempts would be lost with
-            it; but where there is only the head, a driver can use the worker processes that Ray keeps at hand.
+        off_the_head: drivers run on nodes with CPUs. Ray starts them on the head otherwise, and their attempts would be
+            lost with it; but where there is only the head, a driver can use the worker processes that Ray keeps at hand.
     """
 
     def __init__(self, *, off_the_head: bool = False) -> None:

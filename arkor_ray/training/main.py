@@ -53,22 +53,26 @@ def run(job_id: str, attempt: int) -> int:
             return 0
         wire_config, token = row.config, row.dataset_token
 
+    from arkor_ray.training.heartbeat import Heartbeat
     from arkor_ray.training.recorder import NAMESPACE, start_recorder
     from arkor_ray.training.trainer import run_job
 
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=True)
     recorder = start_recorder(job_id, attempt)
-    try:
-        spec = make_spec(job_id, attempt, wire_config, token, settings)
-    except InvalidRequestError as error:  # what was accepted no longer holds, such as a model that left the catalogue
-        ray.get(recorder.failed.remote(error.message, None))
-        return 0
 
     def forget_token() -> None:
         with db.write() as session:
             jobs.drop_dataset_token(session, job_id)
 
-    run_job(spec, recorder, on_data_stored=forget_token)
+    with Heartbeat(recorder):
+        try:
+            spec = make_spec(job_id, attempt, wire_config, token, settings)
+        except (
+            InvalidRequestError
+        ) as error:  # what was accepted no longer holds, such as a model that left the catalogue
+            ray.get(recorder.failed.remote(error.message, None))
+            return 0
+        run_job(spec, recorder, on_data_stored=forget_token)
     return 0
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arkor_ray.client.client import Client
+from tests.integration.stories import ask
 from tests.servers.arkor import PARTS, wait_for
 from tests.servers.ceph import running_ceph
 from tests.servers.hosts import Host, Hosts
@@ -220,14 +221,14 @@ def running_cluster(
         yield cluster
 
 
-def start_service(cluster: RayHosts) -> None:
-    """Head and serving node, the service on them, then the nodes that train."""
+def start_service(cluster: RayHosts, base_model: str) -> None:
+    """Head and serving node, the service on them, then, when it serves this model, the nodes that train."""
     cluster.start((HEAD, SERVING))
     cluster.deploy()
-    joining = [(cluster.nodes[name], cluster.nodes[name].begin()) for name in TRAINING]
     wait_until_ready(cluster)
-    for node, start in joining:
-        node.finish(start)
+    with cluster.client() as client:
+        ask(client, base_model=base_model)
+    cluster.start(TRAINING)
 
 
 def wait_until_ready(cluster: RayHosts, timeout_s: float = 120) -> None:
