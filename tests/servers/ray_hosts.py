@@ -179,13 +179,18 @@ class RayHosts:
 
 @contextlib.contextmanager
 def running_cluster(
-    models: dict[str, Path], *, fault_tolerant: bool = True, keep: Path | None = None
+    models: dict[str, Path],
+    *,
+    fault_tolerant: bool = True,
+    environment: dict[str, str] | None = None,
+    keep: Path | None = None,
 ) -> Iterator[RayHosts]:
     """The cluster with the service on it, and this thread standing on the clients' host until it ends.
 
     Args:
         models: the catalogue, name to directory.
         fault_tolerant: Redis keeps what the head knows.
+        environment: further variables of every node.
         keep: where logs are copied to at the end.
     """
     # Not a folder of pytest's: the paths of Ray's sockets must stay below 107 characters.
@@ -203,7 +208,7 @@ def running_cluster(
         redis = at("redis", running_redis) if fault_tolerant else None
         with hosts["storage"].standing_here():
             bucket = storage.make_bucket()
-        environment = {
+        variables = {
             **storage.environment,
             "ARKOR_RAY_CLUSTER": "1",
             "ARKOR_RAY_DATABASE_URL": database,
@@ -213,8 +218,9 @@ def running_cluster(
             "ARKOR_RAY_TRAINING_CPUS_PER_WORKER": "1.5",  # one to a node, and none on the small one
             "ARKOR_RAY_CACHE_DIR": str(folder / "cache"),
             "HF_HUB_OFFLINE": "1",
+            **(environment or {}),
         }
-        cluster = RayHosts(folder, hosts, environment, redis, list(hosts["storage"].processes()))
+        cluster = RayHosts(folder, hosts, variables, redis, list(hosts["storage"].processes()))
         stack.enter_context(hosts["clients"].standing_here())
         stack.enter_context(cluster.load_balancer)
         stack.callback(_keep_logs, folder, keep)

@@ -20,7 +20,7 @@ def running_redis(base: Path, host: str = HOST) -> Iterator[str]:
     base.mkdir(parents=True, exist_ok=True)
     port = free_port(host)
     options = ["--bind", host, "--port", str(port), "--protected-mode", "no", "--dir", str(base)]
-    options += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+    options += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--set-proc-title", "no"]
     with (base / "redis.log").open("ab") as log:
         command = dying_with_parent("redis-server", *options)
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
