@@ -36,6 +36,8 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         num_replicas=num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": HARDLY_A_CPU},
+        health_check_period_s=5,
+        health_check_timeout_s=15,
         # Streams would keep a replica that stops waiting for ever; their readers come back to the next one.
         graceful_shutdown_timeout_s=2,
         graceful_shutdown_wait_loop_s=0.5,

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 20.0  # Ray's client sets no limit, and a head that is cut off never answers
+# To connect and to answer: Ray's client sets no limits, and a head that is cut off never answers.
+LIMITS_S = (3.0, 20.0)
+FAILURES = 20  # in a row, until the address is looked up anew: that takes a minute where there is no head to ask
 
 
 def submission_id(job_id: str, attempt: int) -> str:
@@ -49,6 +51,7 @@ class RayJobsLauncher:
     def __init__(self, *, off_the_head: bool = False) -> None:
         self._driver_cpus = HARDLY_A_CPU if off_the_head else None
         self._client: JobSubmissionClient | None = None
+        self._failures = 0
 
     def submit(self, job_id: str, attempt: int, environment: dict[str, str]) -> None:
         name = submission_id(job_id, attempt)
@@ -76,8 +79,11 @@ class RayJobsLauncher:
             return SubmissionState.UNKNOWN, str(error)
         except OSError as error:  # the REST API is restarting, perhaps at another address
             logger.warning("Ray Jobs is not reachable: %s", error)
-            self._client = None
+            self._failures += 1
+            if self._failures % FAILURES == 0:
+                self._client = None
             return SubmissionState.UNKNOWN, str(error)
+        self._failures = 0
         return SubmissionState(str(info.status.value).lower()), info.message or ""
 
     def stop(self, submission: str) -> None:
@@ -94,7 +100,7 @@ class RayJobsLauncher:
 
             class Client(JobSubmissionClient):
                 def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
-                    return super()._do_request(method, endpoint, **{"timeout": ANSWER_S, **arguments})
+                    return super()._do_request(method, endpoint, **{"timeout": LIMITS_S, **arguments})
 
             self._client = Client(ray.get_runtime_context().gcs_address)
         return self._client
