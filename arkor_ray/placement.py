@@ -10,6 +10,10 @@ from typing import Literal
 
 from arkor_ray.settings import Settings
 
+# What a process reserves that needs no core for itself. Not 0: that Ray would also place on a node without CPUs, which is how
+# the head of a cluster is started so that nothing is lost with it.
+HARDLY_A_CPU = 0.01
+
 Role = Literal["control-plane", "training", "serving"]
 ROLE_LABEL = "arkor-ray/role"
 

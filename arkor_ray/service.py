@@ -79,7 +79,9 @@ def start(settings: Settings) -> None:
     db.migrate()
     db.close()
     controller = ensure_controller(settings)
-    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=settings.host, port=settings.port))
+    # On a cluster every node that runs a replica of the api answers, so that the head's death does not take it away.
+    proxies = ProxyLocation.EveryNode if settings.cluster else ProxyLocation.HeadOnly
+    serve.start(proxy_location=proxies, http_options=HTTPOptions(host=settings.host, port=settings.port))
     serve.run(build_api(settings), name=APPLICATION, route_prefix="/")
     wait_until_ready(settings.local_url, controller)
 

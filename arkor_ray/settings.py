@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Largest request body.")
     max_queued_jobs: int = Field(default=1000, ge=1, description="Unfinished jobs per organisation.")
     max_workers_per_job: int = Field(default=64, ge=1, description="Highest numWorkers that a job may ask for.")
+    training_cpus_per_worker: float = Field(
+        default=0.5, gt=0, description="CPUs that Ray reserves for a training worker; small, so that a laptop has room."
+    )
     max_running_jobs: int = Field(default=8, ge=1, description="Jobs launched at a time; the others wait as queued.")
     job_max_retries: int = Field(default=5, ge=0, description="Relaunches of a job after an infrastructure failure.")
     resume_state_days: float = Field(
@@ -99,6 +102,9 @@ class Settings(BaseSettings):
         default=None,
         gt=0,
         description="How long an ended job's adapters are kept, besides its last one and those served; empty: for ever.",
+    )
+    job_silence_timeout_s: float = Field(
+        default=60.0, ge=10, description="An attempt at a job that gives no sign of life for so long is lost."
     )
     cancel_grace_s: float = Field(
         default=20.0, gt=0, description="Time for a cancelled job to save and stop by itself."

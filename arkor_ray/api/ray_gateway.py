@@ -182,14 +182,13 @@ class RayCluster:
         await serving.ensure_serving(base_model, base_precision)
 
     async def handle(self, base_model: str, base_precision: str) -> Any:
-        # It asks the Serve controller and blocks meanwhile, so not on the event loop.
         try:
-            return await asyncio.to_thread(serving.server_handle, base_model, base_precision)
+            return await serving.server_handle(base_model, base_precision)
         except KeyError as error:
             raise ServiceUnavailableError("The inference application has just been removed", retry_after=1) from error
 
     async def default_precision(self) -> str:
-        return str(await _ask_controller("default_precision"))
+        return str(await serving.ask_controller("default_precision"))
 
     def is_lost(self, error: BaseException) -> bool:
         from ray.exceptions import RayError, RayTaskError
@@ -202,7 +201,7 @@ class RayDriverLogs:
     """`DriverLogs` by way of the controller, which has the Ray Jobs client; followers go to Ray Jobs themselves."""
 
     async def read(self, submission_id: str) -> str | None:
-        return await _ask_controller("driver_logs", submission_id)
+        return await serving.ask_controller("driver_logs", submission_id)
 
     async def follow(self, submission_id: str) -> AsyncIterator[str]:
         import aiohttp
@@ -229,17 +228,3 @@ def _cancelled_by_us(error: BaseException) -> bool:
     """A replica that shuts down cancels its requests, and that arrives here as a cancellation that nobody asked for."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-async def _ask_controller(method: str, *args: Any) -> Any:
-    import ray
-
-    try:
-        controller = await asyncio.to_thread(ray.get_actor, *serving.CONTROLLER)
-        return await getattr(controller, method).remote(*args)
-    except ValueError as error:  # no such actor
-        raise ServiceUnavailableError("The controller is starting; try again", retry_after=1) from error
-    except ray.exceptions.RayError as error:
-        raise serving.arkor_cause(error) or ServiceUnavailableError(
-            "The controller does not answer; try again"
-        ) from error

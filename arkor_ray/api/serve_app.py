@@ -16,7 +16,7 @@ from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
 from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.events.stream import EventTail
 from arkor_ray.jobs.controller import ensure_controller
-from arkor_ray.placement import nodes_for
+from arkor_ray.placement import HARDLY_A_CPU, nodes_for
 from arkor_ray.settings import Settings
 from arkor_ray.telemetry import process
 from arkor_ray.telemetry.export import each_second
@@ -43,7 +43,9 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         name=DEPLOYMENT,
         num_replicas=num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0, "label_selector": nodes_for(settings, "control-plane")},
+        ray_actor_options={"num_cpus": HARDLY_A_CPU, "label_selector": nodes_for(settings, "control-plane")},
+        health_check_period_s=5,
+        health_check_timeout_s=15,
         # Streams would keep a replica that stops waiting for ever; their readers come back to the next one.
         graceful_shutdown_timeout_s=2,
         graceful_shutdown_wait_loop_s=0.5,

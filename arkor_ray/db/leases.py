@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Collection
+from datetime import datetime, timedelta
 
-from sqlalchemy import delete, or_, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,17 @@ def hold(session: Session, name: str, holder: str, ttl_s: float) -> bool:
     return True
 
 
+def renewals(session: Session, names: Collection[str]) -> dict[str, datetime]:
+    """Until when each of these leases was last renewed; one that was never taken is absent."""
+    query = select(LeaseRow.name, LeaseRow.expires_at).where(LeaseRow.name.in_(names))
+    return dict(session.execute(query).tuples().all())
+
+
 def release(session: Session, name: str, holder: str) -> None:
     """Lets go at a clean stop, so that the next holder need not wait for the expiry."""
     session.execute(delete(LeaseRow).where(LeaseRow.name == name, LeaseRow.holder == holder))
+
+
+def forget(session: Session, name: str) -> None:
+    """Removes a lease that nobody will ask for again, whoever holds it."""
+    session.execute(delete(LeaseRow).where(LeaseRow.name == name))

@@ -11,7 +11,9 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 from arkor_ray.db import jobs, leases, runs
@@ -23,8 +25,9 @@ from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.job_figures import JobFigures
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.jobs.silence import SilenceWatch
 from arkor_ray.jobs.storage_sweep import StorageSweep
-from arkor_ray.placement import nodes_for
+from arkor_ray.placement import HARDLY_A_CPU, nodes_for
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import BasePrecision
@@ -61,6 +64,7 @@ class Reconciler:
         launcher: Launcher,
         serving: Serving | None = None,
         storage_sweep: StorageSweep | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._db = db
@@ -69,6 +73,7 @@ class Reconciler:
         self._serving = serving
         self._holder = str(uuid.uuid4())
         self._limits = decision.Limits(settings.job_max_retries, settings.cancel_grace_s)
+        self._watch = SilenceWatch(settings.job_silence_timeout_s, clock)
         self._next_sweep = 0.0
         self._figures = JobFigures(db)
 
@@ -82,13 +87,16 @@ class Reconciler:
         began = time.monotonic()
         with self._db.read() as session:
             open_jobs = jobs.to_reconcile(session)
+            submissions = [job.submission_id for job in open_jobs if job.submission_id is not None]
+            signs = leases.renewals(session, submissions)
         self._figures.look(open_jobs, utcnow())
+        self._watch.begin_turn()
         free = self._settings.max_running_jobs - sum(
             job.submission_id is not None and not JobStatus(job.status).is_terminal for job in open_jobs
         )
         for job in open_jobs:
             try:
-                launched = self._advance(job, may_launch=free > 0)
+                launched = self._advance(job, signs=signs, may_launch=free > 0)
             except Exception:  # whatever is wrong with one job must not keep the others waiting
                 logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
                 continue
@@ -103,19 +111,26 @@ class Reconciler:
         with self._db.write() as session:
             leases.release(session, LEASE, self._holder)
 
-    def _advance(self, job: JobRow, *, may_launch: bool) -> bool:
-        """Does what `decide` says; True if that launched an attempt."""
+    def _advance(self, job: JobRow, *, signs: dict[str, datetime], may_launch: bool) -> bool:
+        """Does what `decide` says; True if that launched an attempt. `signs`: of life, by submission."""
         state, detail = SubmissionState.MISSING, ""
         if job.submission_id is not None:
             state, detail = self._launcher.state(job.submission_id)
+            if state is SubmissionState.RUNNING and self._watch.is_silent(
+                job.submission_id, signs.get(job.submission_id)
+            ):
+                state = SubmissionState.SILENT
         action = decision.decide(_view(job), state, utcnow(), self._limits, detail)
         match action:
             case decision.Launch(attempt) if may_launch:
                 return self._launch(job, attempt)
-            case decision.Relaunch(retry_at, charged, reason):
+            case decision.Relaunch(retry_at, charged, reason, stop):
                 logger.warning("Job %s: %s; launching again", job.id, reason)
                 JOB_RETRIES.add(state=state.value)
+                if stop is not None:
+                    self._try_to_stop(stop)
                 with self._db.write() as session:
+                    leases.forget(session, submission_id(job.id, job.attempt))
                     jobs.charge_retry(session, job.id, attempt=job.attempt, retry_at=retry_at, charged=charged)
             case decision.GiveUp(error):
                 JOB_FAILURES.add(reason="infrastructure")
@@ -125,8 +140,16 @@ class Reconciler:
                 self._launcher.stop(submission)
             case decision.Settle():
                 with self._db.write() as session:
+                    leases.forget(session, submission_id(job.id, job.attempt))
                     jobs.mark_stopped(session, job.id)
         return False
+
+    def _try_to_stop(self, submission: str) -> None:
+        """What cannot be stopped, on a node that nobody reaches, can no longer write once the next attempt is claimed."""
+        try:
+            self._launcher.stop(submission)
+        except (RuntimeError, OSError) as error:
+            logger.warning("Submission %s could not be stopped: %s", submission, error)
 
     def _sweep_runs(self) -> None:
         """Deletes runs that endpoints no longer keep, now and then."""
@@ -296,7 +319,7 @@ def ensure_controller(settings: Settings) -> Any:
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
-        "num_cpus": 0,
+        "num_cpus": HARDLY_A_CPU,
         "label_selector": nodes_for(settings, "control-plane"),
         "max_restarts": -1,
         "max_task_retries": -1,

@@ -12,7 +12,7 @@ BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 
 class SubmissionState(StrEnum):
-    """A submission as Ray Jobs tells it, and the two answers Ray cannot give."""
+    """A submission as Ray Jobs tells it, and the answers that Ray cannot give."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -23,10 +23,17 @@ class SubmissionState(StrEnum):
     """Ray does not know it: it was never submitted, or the Ray head that knew it is gone."""
     UNKNOWN = "unknown"
     """Ray did not answer; nothing may be concluded."""
+    SILENT = "silent"
+    """Ray takes it for running, but it has given no sign of life for too long."""
 
     @property
     def is_over(self) -> bool:
-        return self not in (SubmissionState.PENDING, SubmissionState.RUNNING, SubmissionState.UNKNOWN)
+        return self in (
+            SubmissionState.SUCCEEDED,
+            SubmissionState.FAILED,
+            SubmissionState.STOPPED,
+            SubmissionState.MISSING,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,15 @@ class Launch:
 
 @dataclass(frozen=True)
 class Relaunch:
-    """The attempt is lost: forget its submission and launch again at `retry_at`. `charged` counts against the budget."""
+    """The attempt is lost: forget its submission and launch again at `retry_at`. `charged` counts against the budget.
+
+    `stop`: the submission to end first, where Ray does not know that it is lost.
+    """
 
     retry_at: datetime
     charged: bool
     reason: str
+    stop: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,17 +112,23 @@ def decide(job: JobView, submission: SubmissionState, now: datetime, limits: Lim
         return _after_the_end(job, submission, now, limits)
     if job.submission_id is None:
         return Launch(job.attempt + 1) if job.retry_at is None or job.retry_at <= now else Wait()
-    if not submission.is_over:
+    if not submission.is_over and submission is not SubmissionState.SILENT:
         return Wait()
     if submission is SubmissionState.MISSING:
         # Ray restarted, or we died between claiming the attempt and submitting it: nobody's fault, no charge.
         return Relaunch(now + timedelta(seconds=BACKOFF_S[0]), charged=False, reason="Ray does not know the submission")
     last_line = (detail.strip().splitlines() or [""])[-1][:300]  # Ray's message may quote the whole log
-    reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (last_line and f": {last_line}")
+    stop = None
+    if submission is SubmissionState.SILENT:
+        stop, reason = job.submission_id, f"attempt {job.attempt} gave no sign of life any more"
+    else:
+        reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (
+            last_line and f": {last_line}"
+        )
     if job.retries >= limits.max_retries:
         return GiveUp(f"Lost to infrastructure {job.retries + 1} times; {reason}")
     delay = BACKOFF_S[min(job.retries, len(BACKOFF_S) - 1)]
-    return Relaunch(now + timedelta(seconds=delay), charged=True, reason=reason)
+    return Relaunch(now + timedelta(seconds=delay), charged=True, reason=reason, stop=stop)
 
 
 def _after_the_end(job: JobView, submission: SubmissionState, now: datetime, limits: Limits) -> Action:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.jobs.decision import SubmissionState
-from arkor_ray.placement import nodes_for
+from arkor_ray.placement import HARDLY_A_CPU, nodes_for
 from arkor_ray.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNKNOWN_TO_RAY = "does not exist"  # what Ray Jobs says of a submission that it never had, or no longer has
+# To connect and to answer: Ray's client sets no limits, and a head that is cut off never answers.
+LIMITS_S = (3.0, 20.0)
+FAILURES = 20  # in a row, until the address is looked up anew: that takes a minute where there is no head to ask
 
 
 def submission_id(job_id: str, attempt: int) -> str:
@@ -43,48 +46,57 @@ class Launcher(Protocol):
 class RayJobsLauncher:
     """Ray Jobs through its REST API, on the Ray that this process is connected to.
 
-    Drivers run on the head node, or on nodes for training where nodes have roles: they need what training imports.
+    Drivers run on nodes with CPUs, or on those for training where nodes have roles: they need what training imports. Ray
+    starts them on the head otherwise, and their attempts would be lost with it; but where there is only the head, a driver
+    can use the worker processes that Ray keeps at hand.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._driver_cpus = HARDLY_A_CPU if settings.cluster else None
         self._nodes = nodes_for(settings, "training")
-        self._client = ray_jobs_client()
+        self._client: JobSubmissionClient | None = None
+        self._failures = 0
 
     def submit(self, job_id: str, attempt: int, environment: dict[str, str]) -> None:
         name = submission_id(job_id, attempt)
         # The interpreter by its path: the one of this environment, whatever PATH the raylet was started with.
         command = [sys.executable, "-m", "arkor_ray.training.main", "--job-id", job_id, "--attempt", str(attempt)]
         try:
-            self._client.submit_job(
+            self._connected().submit_job(
                 entrypoint=shlex.join(command),
                 submission_id=name,
                 runtime_env={"env_vars": environment} if environment else None,
                 metadata={"arkor_job_id": job_id, "attempt": str(attempt)},
+                entrypoint_num_cpus=self._driver_cpus,
                 entrypoint_label_selector=self._nodes or None,
             )
-        except RuntimeError:
+        except (RuntimeError, OSError):
             if self.state(name)[0] in (SubmissionState.MISSING, SubmissionState.UNKNOWN):
                 raise
 
     def state(self, submission: str) -> tuple[SubmissionState, str]:
         try:
-            info = self._client.get_job_info(submission)
+            info = self._connected().get_job_info(submission)
         except RuntimeError as error:
             if UNKNOWN_TO_RAY in str(error):
                 return SubmissionState.MISSING, ""
             logger.warning("Ray Jobs did not answer for %s: %s", submission, error)
             return SubmissionState.UNKNOWN, str(error)
-        except OSError as error:  # the REST API is restarting
+        except OSError as error:  # the REST API is restarting, perhaps at another address
             logger.warning("Ray Jobs is not reachable: %s", error)
+            self._failures += 1
+            if self._failures % FAILURES == 0:
+                self._client = None
             return SubmissionState.UNKNOWN, str(error)
+        self._failures = 0
         return SubmissionState(str(info.status.value).lower()), info.message or ""
 
     def stop(self, submission: str) -> None:
-        self._client.stop_job(submission)
+        self._connected().stop_job(submission)
 
     def logs(self, submission: str) -> str | None:
         try:
-            return self._client.get_job_logs(submission)
+            return self._connected().get_job_logs(submission)
         except RuntimeError as error:
             if UNKNOWN_TO_RAY in str(error):
                 return None
@@ -92,10 +104,21 @@ class RayJobsLauncher:
         except OSError as error:
             raise ServiceUnavailableError("Ray Jobs is not reachable", retry_after=1) from error
 
+    def _connected(self) -> JobSubmissionClient:
+        """Raises RuntimeError or ConnectionError while the REST API is away."""
+        if self._client is None:
+            self._client = ray_jobs_client()
+        return self._client
+
 
 def ray_jobs_client() -> JobSubmissionClient:
-    """Of the Ray that this process is connected to. Blocks on a request."""
+    """Of the Ray that this process is connected to. Blocks on a request; raises RuntimeError or ConnectionError while the
+    REST API is away."""
     import ray
     from ray.job_submission import JobSubmissionClient
 
-    return JobSubmissionClient(ray.get_runtime_context().gcs_address)
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": LIMITS_S, **arguments})
+
+    return Client(ray.get_runtime_context().gcs_address)

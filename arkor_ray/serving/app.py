@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from arkor_ray.placement import HARDLY_A_CPU
 from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.schemas.job import MAX_LORA_RANK
 from arkor_ray.schemas.model import split_reference
@@ -113,7 +114,7 @@ def build_app(args: InferenceArgs) -> Application:
         num_replicas=args.num_replicas,
         max_ongoing_requests=args.max_ongoing_requests,
         # On a machine without GPUs inference shares the cores with training, which must not wait for it.
-        ray_actor_options={"num_cpus": 0, "num_gpus": num_gpus, "label_selector": args.nodes},
+        ray_actor_options={"num_cpus": HARDLY_A_CPU, "num_gpus": num_gpus, "label_selector": args.nodes},
         request_router_config=RequestRouterConfig(
             request_router_class=_ROUTER,  # type: ignore[arg-type]
             request_router_kwargs={"num_fallback_replicas": 2},

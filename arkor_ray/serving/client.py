@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from arkor_ray.errors import ArkorError, ServiceUnavailableError
 from arkor_ray.serving.app import application_name
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 CONTROLLER = ("arkor-controller", "arkor")  # actor name and namespace, by name so that neither side imports the other
+ENSURED_S = 5.0  # for an application that ran before
+
+# Ray's look-ups block for minutes while its head is away; they must not use up the threads that everything else needs.
+_LOOK_UPS = ThreadPoolExecutor(4, thread_name_prefix="ray-look-up")
+_controller: list[Any] = []  # its actor handle, which outlives its restarts
+_handles: dict[tuple[str, str], Any] = {}  # through which adapters were admitted before
 
 
-def server_handle(base_model: str, base_precision: str) -> Any:
-    """The deployment handle of LLMServer for this base. The application must run (`ensure_serving`)."""
+async def server_handle(base_model: str, base_precision: str) -> Any:
+    """The deployment handle of LLMServer for this base. Raises KeyError if the application does not run (`ensure_serving`)."""
     from ray import serve
 
-    return serve.get_deployment_handle("LLMServer", application_name(base_model, base_precision))
+    name = application_name(base_model, base_precision)
+    return await _look_up(lambda: serve.get_deployment_handle("LLMServer", name))
 
 
 async def ensure_serving(base_model: str, base_precision: str) -> None:
     """Returns once the application runs. Raises ServiceUnavailableError with the reason if it cannot be started."""
+    await ask_controller("ensure_serving", base_model, base_precision)
+
+
+async def ask_controller(method: str, *args: Any) -> Any:
+    """What the service's controller answers. Raises the ArkorError it raised, or ServiceUnavailableError."""
     import ray
 
     try:
-        controller = await asyncio.to_thread(ray.get_actor, *CONTROLLER)
-        await controller.ensure_serving.remote(base_model, base_precision)
+        controller = await _look_up(_find_controller)
+        return await getattr(controller, method).remote(*args)
     except ValueError as error:  # no such actor
         raise ServiceUnavailableError("The controller is starting; try again", retry_after=1) from error
     except ray.exceptions.RayError as error:
+        if isinstance(error, ray.exceptions.ActorDiedError):  # for good: whoever started it has stopped it
+            _controller.clear()
         raise plain_error(error) from error
 
 
@@ -40,8 +61,17 @@ async def admit(manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
     """
     import ray
 
-    await ensure_serving(manifest["base_model"], manifest["base_precision"])
-    handle = server_handle(manifest["base_model"], manifest["base_precision"])
+    base = manifest["base_model"], manifest["base_precision"]
+    try:
+        # While Ray's head is away nobody can say whether it runs, and yet it may well do.
+        async with asyncio.timeout(ENSURED_S if base in _handles else None):
+            await ensure_serving(*base)
+            _handles[base] = await server_handle(*base)
+    except TimeoutError:
+        if base not in _handles:
+            raise
+        logger.warning("Nobody says whether %s is served; it was before", base[0])
+    handle = _handles[base]
     try:
         return await handle.options(session_id=manifest["adapter_id"]).admit.remote(manifest, data)
     except ray.exceptions.RayError as error:
@@ -63,3 +93,15 @@ def arkor_cause(error: BaseException) -> ArkorError | None:
             return seen
         seen = inner if isinstance(inner, BaseException) else None
     return None
+
+
+def _find_controller() -> Any:
+    import ray
+
+    if not _controller:
+        _controller.append(ray.get_actor(*CONTROLLER))
+    return _controller[0]
+
+
+async def _look_up(call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, call)

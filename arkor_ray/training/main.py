@@ -61,24 +61,28 @@ def run(job_id: str, attempt: int) -> int:
     from arkor_ray.storage import layout
     from arkor_ray.telemetry.metrics import JOB_FAILURES
     from arkor_ray.training.driver_log import DriverLog
+    from arkor_ray.training.heartbeat import Heartbeat
     from arkor_ray.training.recorder import NAMESPACE, start_recorder
     from arkor_ray.training.trainer import run_job
 
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=True)
     recorder = start_recorder(job_id, attempt)
-    try:
-        spec = make_spec(job_id, attempt, wire_config, token, settings)
-    except InvalidRequestError as error:  # what was accepted no longer holds, such as a model that left the catalogue
-        JOB_FAILURES.add(reason=error.code)
-        ray.get(recorder.failed.remote(error.message, None))
-        return 0
 
     def forget_token() -> None:
         with db.write() as session:
             jobs.drop_dataset_token(session, job_id)
 
-    with DriverLog(spec.open_store(), layout.log_key(job_id, attempt)):
-        run_job(spec, recorder, on_data_stored=forget_token)
+    with Heartbeat(recorder):
+        try:
+            spec = make_spec(job_id, attempt, wire_config, token, settings)
+        except (
+            InvalidRequestError
+        ) as error:  # what was accepted no longer holds, such as a model that left the catalogue
+            JOB_FAILURES.add(reason=error.code)
+            ray.get(recorder.failed.remote(error.message, None))
+            return 0
+        with DriverLog(spec.open_store(), layout.log_key(job_id, attempt)):
+            run_job(spec, recorder, on_data_stored=forget_token)
     return 0
 
 
@@ -113,6 +117,7 @@ def make_spec(
             timeout_s=settings.datasets_timeout_s,
         ),
         nodes=nodes_for(settings, "training"),
+        cpus_per_worker=settings.training_cpus_per_worker,
         scratch_dir=settings.data_dir / "scratch",
     )
 

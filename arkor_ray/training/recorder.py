@@ -18,13 +18,14 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from arkor_ray.db import checkpoints
+from arkor_ray.db import checkpoints, leases
 from arkor_ray.db.session import DATABASE_AWAY, Database
 from arkor_ray.db.tables import JobRow
 from arkor_ray.errors import AdapterError, ArkorError, ModelError
 from arkor_ray.events import publisher
 from arkor_ray.events.publisher import JobEndedError, NewEvent, StaleAttemptError
 from arkor_ray.jobs.artifacts import artifacts
+from arkor_ray.jobs.launcher import submission_id
 from arkor_ray.schemas import event
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.schemas.job import JobStatus
@@ -75,6 +76,11 @@ class Recorder:
         """
         await asyncio.gather(*(getattr(self, method)(*args) for method, args in reports))
         return not self._ended
+
+    async def beat(self) -> None:
+        """The attempt lives: the controller launches another when it no longer hears so."""
+        name = submission_id(self._job_id, self._attempt)
+        await self._write(lambda s: leases.hold(s, name, holder=name, ttl_s=self._settings.job_silence_timeout_s))
 
     async def started(self, metadata: dict[str, Any]) -> None:
         await self._write(lambda s: publisher.start(s, self._job_id, {"metadata": metadata}, attempt=self._attempt))

@@ -37,6 +37,7 @@ from arkor_ray.training.rendezvous import NodeAddressConfig
 logger = logging.getLogger(__name__)
 
 HEALTH_CHECK_SECONDS = "0.5"  # how soon a dead worker is noticed; Ray's default is 2 s
+HUNG_WORKER_SECONDS = "60"  # a worker that does not answer for so long is given up; Ray's default is 10 minutes
 
 
 def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = lambda: None) -> None:
@@ -73,6 +74,7 @@ def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
     """Runs the worker group until it is done, restarting it when a worker dies. Raises the error that ended it."""
     # Read by Ray Train's controller, to which the driver's variables are passed on.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", HUNG_WORKER_SECONDS)
     loop = LoopConfig(
         spec=spec,
         train=ray.put(data.train),

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from arkor_ray.db import runs
+from arkor_ray.db import leases, runs
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import Base, CounterRow, EventRow, JobRow, LeaseRow, RunRow
 from arkor_ray.events import publisher
@@ -72,9 +72,25 @@ def settings(tmp_path):
     return Settings.load(data_dir=tmp_path, max_running_jobs=2, job_max_retries=1, cancel_grace_s=5)
 
 
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
 @pytest.fixture
-def reconciler(settings, db, launcher):
-    return Reconciler(settings, db, launcher)
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def reconciler(settings, db, launcher, clock):
+    return Reconciler(settings, db, launcher, clock=clock)
 
 
 def job(db: Database, job_id: str) -> JobRow:
@@ -183,6 +199,51 @@ def test_an_expired_lease_is_taken_over(db, settings, launcher, monkeypatch):
         session.get(LeaseRow, controller.LEASE).expires_at = utcnow() - timedelta(seconds=1)
     assert two.turn()
     assert not one.turn()
+
+
+def sign_of_life(db: Database, submission: str) -> None:
+    with db.write() as session:
+        leases.hold(session, submission, submission, 60)
+
+
+def test_an_attempt_that_gives_no_sign_of_life_is_stopped_and_launched_again(db, reconciler, launcher, clock):
+    job_id = create_job(db)
+    reconciler.turn()
+    for _ in range(20):
+        clock.advance(5)
+        sign_of_life(db, f"{job_id}-1")
+        reconciler.turn()
+    assert launcher.stopped == []
+    for _ in range(13):
+        clock.advance(5)
+        reconciler.turn()
+    assert launcher.stopped == [f"{job_id}-1"]
+    due_now(db, job_id)
+    reconciler.turn()
+    assert launcher.submitted == [f"{job_id}-1", f"{job_id}-2"]
+    assert job(db, job_id).retries == 1
+
+
+def test_an_attempt_that_cannot_be_stopped_is_launched_again_all_the_same(db, reconciler, launcher, clock, monkeypatch):
+    job_id = create_job(db)
+    reconciler.turn()
+    sign_of_life(db, f"{job_id}-1")
+    monkeypatch.setattr(launcher, "stop", lambda _: (_ for _ in ()).throw(TimeoutError("its node is cut off")))
+    for _ in range(14):
+        clock.advance(5)
+        reconciler.turn()
+    assert job(db, job_id).submission_id is None
+
+
+def test_what_is_kept_about_signs_of_life_goes_with_the_job(db, reconciler, launcher):
+    job_id = create_job(db)
+    reconciler.turn()
+    sign_of_life(db, f"{job_id}-1")
+    finish(db, job_id, JobStatus.COMPLETED)
+    launcher.die(f"{job_id}-1")
+    reconciler.turn()
+    with db.read() as session:
+        assert session.get(LeaseRow, f"{job_id}-1") is None
 
 
 def test_one_job_that_cannot_be_advanced_does_not_hold_up_the_others(db, reconciler, launcher, monkeypatch):

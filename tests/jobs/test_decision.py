@@ -45,6 +45,19 @@ def test_a_living_or_unknown_submission_is_left_alone(state):
     assert decide(RUNNING, state, NOW, LIMITS) == Wait()
 
 
+def test_a_silent_attempt_is_stopped_charged_and_launched_again():
+    action = decide(RUNNING, SubmissionState.SILENT, NOW, LIMITS)
+    assert isinstance(action, Relaunch)
+    assert action.charged
+    assert action.stop == "job-1"
+    assert isinstance(decide(replace(RUNNING, retries=2), SubmissionState.SILENT, NOW, LIMITS), GiveUp)
+
+
+def test_an_ended_job_whose_submission_is_silent_is_stopped_once_its_grace_is_over():
+    assert decide(CANCELLED, SubmissionState.SILENT, NOW, LIMITS) == Wait()
+    assert decide(CANCELLED, SubmissionState.SILENT, NOW + timedelta(seconds=20), LIMITS) == Stop("job-1")
+
+
 def test_a_submission_ray_forgot_is_launched_again_without_charge():
     action = decide(replace(RUNNING, retries=99), SubmissionState.MISSING, NOW, LIMITS)
     assert isinstance(action, Relaunch)

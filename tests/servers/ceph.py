@@ -84,28 +84,29 @@ rgw dns name = {host}
 
 
 @contextmanager
-def running_ceph(base: Path) -> Iterator[S3Endpoint]:
-    """Runs the three daemons with everything below `base`, an empty folder.
+def running_ceph(base: Path, host: str = HOST) -> Iterator[S3Endpoint]:
+    """Runs the three daemons on `host` with everything below `base`, an empty folder.
 
     Raises `ServerMissingError` when they are not installed, `RuntimeError` when they do not start.
     """
     missing = [p for p in ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin") if shutil.which(p) is None]
     if missing:
         raise ServerMissingError(f"{', '.join(missing)} not found: apt-get install ceph-mon ceph-osd radosgw")
-    ceph = _Ceph(base)
+    ceph = _Ceph(base, host)
     try:
         ceph.start()
-        yield S3Endpoint(f"http://{HOST}:{ceph.port}", ceph.access_key, ceph.secret_key)
+        yield S3Endpoint(f"http://{host}:{ceph.port}", ceph.access_key, ceph.secret_key)
     finally:
         ceph.stop()
 
 
 class _Ceph:
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, host: str) -> None:
+        self.host = host
         self.base = base.resolve()
         self.config = self.base / "ceph.conf"
-        self.port = free_port()
-        self.mon_port = free_port()
+        self.port = free_port(host)
+        self.mon_port = free_port(host)
         self.fsid = str(uuid.uuid4())
         self.access_key, self.secret_key = "test-access", "test-secret"
         self.daemons: list[subprocess.Popen[bytes]] = []
@@ -113,7 +114,7 @@ class _Ceph:
     def start(self) -> None:
         self._write_files()
         monmap = str(self.base / "monmap")
-        address = f"[v2:{HOST}:{self.mon_port}/0]"
+        address = f"[v2:{self.host}:{self.mon_port}/0]"
         self._run("monmaptool", "--create", "--clobber", "--fsid", self.fsid, "--addv", "a", address, monmap)
         self._run("ceph-mon", *self._options, "--mkfs", "-i", "a", "--monmap", monmap)
         self._spawn("ceph-mon", "-i", "a")
@@ -159,7 +160,7 @@ class _Ceph:
         self.config.write_text(
             _CONFIG.format(
                 fsid=self.fsid,
-                host=HOST,
+                host=self.host,
                 port=self.port,
                 mon_port=self.mon_port,
                 base=self.base,
@@ -181,7 +182,7 @@ class _Ceph:
 
     def _wait_until_it_serves(self) -> None:
         end = time.monotonic() + _START_SECONDS
-        while not accepts_connections(self.port):
+        while not accepts_connections(self.port, self.host):
             if any(daemon.poll() is not None for daemon in self.daemons) or time.monotonic() > end:
                 raise RuntimeError(f"radosgw does not answer; see the logs in {self.base}")
             time.sleep(0.05)

@@ -21,13 +21,14 @@ from pathlib import Path
 from tests.servers.processes import HOST, ServerMissingError, dying_with_parent, free_port
 
 # Nothing here outlives the test run, so nothing waits for the disk.
-_OPTIONS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "listen_addresses": HOST}
+_OPTIONS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 @contextmanager
-def running_postgres(base: Path) -> Iterator[str]:
+def running_postgres(base: Path, host: str = HOST) -> Iterator[str]:
     """The URL (postgresql://user@host:port/postgres, no password) of a server with its data below `base`.
 
+    It listens on `host` and trusts whoever comes from its network.
     `base` must be reachable by the user `postgres` when this runs as root. Raises `ServerMissingError` when it is not
     installed, `RuntimeError` when it does not start.
     """
@@ -38,21 +39,23 @@ def running_postgres(base: Path) -> Iterator[str]:
         user = pwd.getpwnam("postgres")
         os.chown(base, user.pw_uid, user.pw_gid)
         prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "env", f"HOME={base}"]
-    data, port = base / "data", free_port()
+    data, port = base / "data", free_port(host)
     initdb = (programs / "initdb", "-D", data, "-U", "test", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
     made = _call(*prefix, *initdb, cwd=base)
     if made.returncode:
         raise RuntimeError(f"initdb: {made.stderr.strip()[-800:]}")
-    options = [f"-c{name}={value}" for name, value in _OPTIONS.items()]
+    with (data / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all samenet trust\n")
+    options = [f"-c{name}={value}" for name, value in {**_OPTIONS, "listen_addresses": host}.items()]
     command = [*prefix, *dying_with_parent(str(programs / "postgres"), "-D", str(data), "-p", str(port), *options)]
     with (base / "postgres.log").open("ab") as log:
         server = subprocess.Popen([*command, f"-cunix_socket_directories={base}"], cwd=base, stdout=log, stderr=log)
     try:
-        while _call(programs / "pg_isready", "-h", HOST, "-p", str(port)).returncode:
+        while _call(programs / "pg_isready", "-h", host, "-p", str(port)).returncode:
             if server.poll() is not None:
                 raise RuntimeError(f"PostgreSQL does not start: {(base / 'postgres.log').read_text()[-800:]}")
             time.sleep(0.05)
-        yield f"postgresql://test@{HOST}:{port}/postgres"
+        yield f"postgresql://test@{host}:{port}/postgres"
     finally:
         server.send_signal(signal.SIGQUIT)  # at once, as for a throw-away server it may be
         server.wait()

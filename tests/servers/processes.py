@@ -12,16 +12,16 @@ class ServerMissingError(Exception):
     """The programs of a server are not installed; the message says what to install."""
 
 
-def free_port() -> int:
+def free_port(host: str = HOST) -> int:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-def accepts_connections(port: int) -> bool:
+def accepts_connections(port: int, host: str = HOST) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
-        return probe.connect_ex((HOST, port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def dying_with_parent(*command: str) -> list[str]:

@@ -69,7 +69,7 @@ def test_application_asks_for_no_cpu():
     deployment = build_app(args)._bound_deployment
     assert deployment.name == "LLMServer"
     assert deployment.num_replicas == 2
-    assert deployment.ray_actor_options == {"num_cpus": 0, "num_gpus": 0.0, "label_selector": {}}
+    assert deployment.ray_actor_options == {"num_cpus": 0.01, "num_gpus": 0.0, "label_selector": {}}
 
 
 def test_an_application_deployed_ahead_is_the_one_that_the_controller_would_start(monkeypatch, tmp_path):
