@@ -25,14 +25,15 @@ def main() -> None:
 
 
 def _ask_nodes(address: str, limit_s: float) -> dict[str, Any]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     from arkor_ray.embedded import check_answers, differing_settings
     from arkor_ray.settings import Settings
 
     if address != "auto":
         check_answers(address)
+
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     ray.init(address=address, namespace="arkor-doctor", log_to_driver=False, configure_logging=False)
     alive = [node for node in ray.nodes() if node["Alive"]]
 

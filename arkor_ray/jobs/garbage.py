@@ -1,9 +1,9 @@
 """Collecting garbage in storage: walks every key once, asks the database about the jobs, removes what `retention` lets go.
 
-A folder's last written file goes first, and an adapter's row before that; so a death between any two deletions leaves
-nothing that looks whole, and the next collection takes the rest. Keys that the service did not make are told and never
-removed. So are folders of jobs that the database lacks, unless that is asked for: a database restored from a backup, or that
-of another service, lacks jobs too.
+The file of a folder that was written last goes first, and an adapter's row before that; so a death between any two
+deletions leaves nothing that looks whole, and the next collection takes the rest. Keys that the service did not make are
+told and never removed. So are folders of jobs that the database lacks, unless that is asked for: a database restored from a
+backup, or that of another service, lacks jobs too.
 """
 
 from __future__ import annotations
@@ -134,16 +134,19 @@ class _Collector:
             ids = {folder.job_id for folder, _ in batch}
             with self._db.read() as session:
                 ends, kept = jobs.ends(session, ids), checkpoints.kept(session, ids)
+            garbage = []
             for folder, objects in batch:
+                ended = ends.get(folder.job_id)
                 facts = Facts(
                     known=folder.job_id in ends,
-                    ended=ends.get(folder.job_id),
-                    committed=ends.get(folder.job_id) is not None and self._is_committed(folder, objects),
+                    ended=ended,
+                    committed=ended is not None and self._is_committed(folder, objects, now - ended),
                     pinned=folder.kind is Kind.ADAPTER and _adapter_id(folder) in kept,
                 )
                 self._report.known_folders += facts.known
                 if why := retention.decide(folder, objects, facts, now, self._limits):
-                    self._take(folder, objects, why)
+                    garbage.append((folder, objects, why))
+            self._take(garbage)
 
     def collect_uploads(self, may_go_on: Callable[[], bool]) -> None:
         latest = self._store.now() - retention.LEFTOVER_AGE
@@ -168,40 +171,59 @@ class _Collector:
             if folder is not None and ours:
                 yield folder, ours
 
-    def _is_committed(self, folder: Folder, objects: list[ObjectInfo]) -> bool:
+    def _is_committed(self, folder: Folder, objects: list[ObjectInfo], age: timedelta) -> bool:
         if folder.kind is Kind.ADAPTER:
             return any(info.key == folder.prefix + folder.last_written for info in objects)
-        if folder.kind is Kind.RESUME and folder.step is not None:
+        if (
+            folder.kind is Kind.RESUME and folder.step is not None and age < self._limits.resume_age
+        ):  # else it goes anyway
             return self._store.head(layout.manifest_key(layout.adapter_id(folder.job_id, folder.step))) is not None
         return True
 
-    def _take(self, folder: Folder, objects: list[ObjectInfo], why: Garbage) -> None:
-        if why is Garbage.UNKNOWN_JOB and not self._unknown_jobs:
-            amount = self._report.unknown_jobs
-        elif self._report.dry_run or self._remove(folder, objects, why):
-            amount = self._amount(why)
-        else:
-            return
-        for info in objects:
-            amount.add(info.size, info.modified)
+    def _take(self, garbage: list[tuple[Folder, list[ObjectInfo], Garbage]]) -> None:
+        report = self._report
+        going = []
+        for folder, objects, why in garbage:
+            if why is Garbage.UNKNOWN_JOB and not self._unknown_jobs:
+                _add(report.unknown_jobs, objects)
+            elif report.dry_run or self._may_go(folder, why):
+                going.append((folder, objects, why))
+        if not report.dry_run:
+            self._delete([(folder, objects) for folder, objects, _ in going])
+        for _, objects, why in going:
+            _add(self._amount(why), objects)
 
-    def _remove(self, folder: Folder, objects: list[ObjectInfo], why: Garbage) -> bool:
-        """False if the folder turned out to be in use."""
-        keys = [info.key for info in objects]
-        last_written = folder.prefix + folder.last_written
-        if folder.kind is Kind.ADAPTER and why is Garbage.UNCOMMITTED and self._store.head(last_written) is not None:
-            return False  # the listing was older than its manifest
+    def _may_go(self, folder: Folder, why: Garbage) -> bool:
+        """Asks once more what may have changed since the listing; after True an adapter is unknown to the database."""
+        if folder.kind is Kind.ADAPTER and why is Garbage.UNCOMMITTED:
+            return self._store.head(folder.prefix + folder.last_written) is None
         if why is Garbage.ADAPTER:
             with self._db.write() as session:
-                if not checkpoints.remove(session, _adapter_id(folder)):
-                    return False
-        if last_written in keys:
-            self._store.delete(last_written)
-        self._store.delete_all(key for key in keys if key != last_written)
+                return checkpoints.remove(session, _adapter_id(folder))
         return True
+
+    def _delete(self, folders: list[tuple[Folder, list[ObjectInfo]]]) -> None:
+        """What makes a folder whole goes first, of all of them."""
+        first: list[str] = []
+        then: list[str] = []
+        for folder, objects in folders:
+            for info in objects:
+                (first if info.key == folder.prefix + folder.last_written else then).append(info.key)
+        try:
+            self._store.delete_all(first)
+            self._store.delete_all(then)
+        except StorageError as error:
+            raise StorageError(
+                f"{error.message} Some of the next {len(folders)} folders may be gone already."
+            ) from error
 
     def _amount(self, why: Garbage) -> Amount:
         return self._report.removed.setdefault(why, Amount())
+
+
+def _add(amount: Amount, objects: list[ObjectInfo]) -> None:
+    for info in objects:
+        amount.add(info.size, info.modified)
 
 
 def _adapter_id(folder: Folder) -> str:

@@ -8,19 +8,19 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError
 from arkor_ray.storage.atomic_file import replacing
 from arkor_ray.storage.keys import check_folder, check_key, check_prefix
 from arkor_ray.storage.object_store import ObjectInfo, Upload
 from arkor_ray.storage.retry import RetryPolicy
+from arkor_ray.storage.s3_parts import PARALLEL_PARTS, Part, in_parallel, parts_of, write_all
 from arkor_ray.storage.s3_requests import ClientError, S3Requests, error_code, error_status
 
 if TYPE_CHECKING:
@@ -29,15 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-S = TypeVar("S")
-T = TypeVar("T")
-Part = tuple[int, int]  # where it starts and how long it is, in bytes
-
 # Objects up to this size go in one request, both ways.
 SINGLE_REQUEST_BYTES = 16 << 20
-PART_BYTES = 8 << 20
-MAX_PARTS = 10_000
-PARALLEL_PARTS = 8
 # Names the upload that made an object, for the case that the answer to the upload's last request is lost.
 _UPLOAD_METADATA = "arkor-upload"
 
@@ -114,7 +107,7 @@ class S3Store:
                 file.write(small)
             else:
                 fd = file.fileno()
-                self._get_parts(self._name(key), size, etag, lambda start, data: _write_all(fd, data, start))
+                self._get_parts(self._name(key), size, etag, lambda start, data: write_all(fd, data, start))
 
     def head(self, key: str) -> ObjectInfo | None:
         name = self._name(key)
@@ -161,7 +154,7 @@ class S3Store:
 
     def delete_all(self, keys: Iterable[str]) -> None:
         # One by one: not every service has the request for many, nor the checksum that boto3 sends with it.
-        _in_parallel(lambda key, _: self.delete(key), keys)
+        in_parallel(lambda key, _: self.delete(key), keys)
 
     def uploads(self) -> Iterator[Upload]:
         key, upload_id = "", ""
@@ -276,7 +269,7 @@ class S3Store:
                     raise
 
         try:
-            parts = _in_parallel(put_part, enumerate(_parts(size), start=1))
+            parts = in_parallel(put_part, enumerate(parts_of(size), start=1))
             self._requests.send("put", name, complete)
         except BaseException:
             self._abort(name, upload_id)
@@ -329,39 +322,11 @@ class S3Store:
                 raise StorageError(f"{self._requests.describe(name)}: got {len(data)} bytes instead of {length}.")
             keep(start, data)
 
-        _in_parallel(get_part, _parts(size))
+        in_parallel(get_part, parts_of(size))
 
 
 def _rebuild(bucket: str, prefix: str, endpoint_url: str | None, retry: RetryPolicy) -> S3Store:
     return S3Store(bucket, prefix, endpoint_url=endpoint_url, retry=retry)
-
-
-def _parts(size: int) -> Iterator[Part]:
-    length = max(PART_BYTES, -(-size // MAX_PARTS))
-    return ((start, min(length, size - start)) for start in range(0, size, length))
-
-
-def _in_parallel(work: Callable[[S, Event], T], items: Iterable[S]) -> list[T]:
-    """`work(item, stop)` for every item, in their order; the first one that fails stops the others and is raised."""
-    stop = Event()
-    with ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="s3-part") as pool:
-        futures = [pool.submit(work, item, stop) for item in items]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            return [future.result() for future in futures]
-        finally:
-            stop.set()
-            for future in futures:
-                future.cancel()
-
-
-def _write_all(fd: int, data: bytes, start: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, start)
-        view, start = view[written:], start + written
 
 
 def _md5(data: bytes) -> str:

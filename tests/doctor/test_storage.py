@@ -28,6 +28,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is about neither large transfers nor patience."""
     monkeypatch.setattr(storage, "LARGE_BYTES", 1000)
     monkeypatch.setattr(storage, "HASTY", QUICK)
+    monkeypatch.setattr(storage, "ROUNDS", 1)
+    monkeypatch.setattr(storage, "WRITERS", 3)
 
 
 QUICK = RetryPolicy(budget_seconds=0.3, first_delay_seconds=0.05, longest_delay_seconds=0.1)
@@ -39,7 +41,7 @@ class RacyStore(LocalStore):
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         if if_absent:
             taken = self.head(key) is not None
-            time.sleep(0.02)
+            time.sleep(0.05)
             if taken:
                 raise ObjectExistsError(key)
         super().put(key, data)
@@ -65,9 +67,11 @@ def test_a_good_store_passes_and_keeps_nothing(store: ObjectStore):
     assert (list(store.list("")), list(store.uploads())) == ([], [])
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("broken", [RacyStore, LosingStore])
-def test_a_conditional_put_that_is_none_is_caught(broken: type[LocalStore], tmp_path: Path):
+def test_a_conditional_put_that_is_none_is_caught(
+    broken: type[LocalStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(storage, "LARGE_BYTES", 1000)
     found = failed(list(check_store(broken(tmp_path))))
     assert list(found) == ["conditional put"]
     assert (found["conditional put"].status, "not atomic" in found["conditional put"].found) == (Status.FAIL, True)
