@@ -232,8 +232,8 @@ class Settings(BaseSettings):
     @property
     def local_url(self) -> str:
         """How this machine reaches the API."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def endpoint_url(self, slug: str) -> str:
         """The `base_url` for an OpenAI client of that endpoint: by host where there is a domain, else by path."""

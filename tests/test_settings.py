@@ -211,3 +211,10 @@ def test_local_models_are_for_the_operator_to_allow(model_dir, tmp_path):
     assert allowed.resolve_model(str(model_dir)) == str(model_dir)
     with pytest.raises(ModelError, match=r"no config\.json"):
         allowed.resolve_model(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("::1", "http://[::1]:8000"), ("::", "http://[::1]:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
+)
+def test_this_machine_reaches_the_api_whatever_it_listens_on(host, url):
+    assert Settings.load(host=host, anonymous=False).local_url == url
