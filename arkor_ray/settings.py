@@ -275,7 +275,8 @@ class Settings(BaseSettings):
             return found
         if name.startswith("/"):
             return self.base_models.of_base(self._local_model(name))
-        if "*" in self.models and HUB_ID.fullmatch(name):
+        # A name that is a directory here as well would be loaded from there.
+        if "*" in self.models and HUB_ID.fullmatch(name) and not Path(name).exists():
             return self.base_models.of_base(name)
         raise ModelError(
             f"model {name!r} is not in this server's catalogue; it has {', '.join(self.model_names()) or 'none'}. "

@@ -8,6 +8,7 @@ when the page's own name was made to lead here (DNS rebinding), and `Origin`, wh
 
 from __future__ import annotations
 
+import socket
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,7 +25,14 @@ class KnownHosts:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._checks = bool(settings.anonymous) or (settings.listens_on_loopback and not settings.cluster)
-        own = (settings.host, urlsplit(settings.api_url).hostname, settings.endpoints_domain)
+        machine = socket.gethostname()
+        own = (
+            settings.host,
+            urlsplit(settings.api_url).hostname,
+            settings.endpoints_domain,
+            machine,
+            machine.split(".")[0],
+        )
         self._names = {name.lower() for name in own if name}
         self._below = f".{settings.endpoints_domain}" if settings.endpoints_domain else None
 

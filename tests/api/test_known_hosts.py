@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import httpx
 import pytest
 
@@ -68,6 +70,7 @@ async def test_pages_of_other_origins_are_refused(settings: Settings, db: Databa
         ({"public_url": "https://arkor.example"}, {"Host": "arkor.example", "Origin": "https://arkor.example"}),
         ({"endpoints_domain": "models.example"}, {"Host": "models.example"}),
         ({**SHARED, "host": "gpu-box"}, {"Host": "gpu-box:8000"}),
+        (SHARED, {"Host": f"{socket.gethostname()}:8000"}),
         (SHARED, {"Host": "192.168.1.7:8000", "Origin": "http://192.168.1.7:8000"}),
     ],
 )
