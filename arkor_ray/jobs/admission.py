@@ -48,7 +48,7 @@ def accept(settings: Settings, body: JobCreate) -> AcceptedJob:
 
 def _check_size(config: dict[str, Any]) -> None:
     """What is kept is shown again with every list of jobs; fields that nobody knows are kept as well."""
-    size = len(json.dumps(config, ensure_ascii=False).encode())
+    size = len(json.dumps(config))
     if size > MAX_CONFIG_BYTES:
         raise InvalidRequestError(
             f"config: has {size} bytes as JSON, more than {MAX_CONFIG_BYTES}; give data by datasetSource",
