@@ -13,18 +13,15 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import boto3
 import grpc
 import httpx
-import psutil
 import pytest
 from sqlalchemy import inspect, make_url, text
 
@@ -33,6 +30,7 @@ from arkor_ray.demo.testing import make_tiny_model
 from arkor_ray.schemas.address import is_loopback
 from tests.contract.wire import Caller
 from tests.db.databases import empty_database_url
+from tests.integration.attack import DataServer, Listeners, call
 from tests.integration.stories import config, write_rows
 from tests.servers.arkor import PARTS, RunningService, wait_for
 
@@ -41,69 +39,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 def secret(what: str) -> str:
     return f"{what}-{secrets.token_hex(8)}"
-
-
-class DataServer:
-    """Gives rows for the token. Who comes with a signature in the URL is kept waiting until `let_go`, and then refused."""
-
-    def __init__(self, rows: bytes, token: str) -> None:
-        self.asked, self.let_go = threading.Event(), threading.Event()
-        self.tokens: list[str | None] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.tokens.append(self.headers["Authorization"])
-                signed = "signature" in self.path
-                if signed:
-                    outer.asked.set()
-                    outer.let_go.wait(120)
-                ok = self.headers["Authorization"] == f"Bearer {token}" and not signed
-                with contextlib.suppress(OSError):  # the one who asked was killed
-                    self.send_response(200 if ok else 403)
-                    self.end_headers()
-                    self.wfile.write(rows if ok else b"no")
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        self.let_go.set()
-        self._http.shutdown()
-        self._http.server_close()
-
-
-class Listeners:
-    """Every listening socket of the service, seen now and then while it lives: address, port and a title of its process."""
-
-    def __init__(self, service: RunningService) -> None:
-        self.seen: dict[tuple[str, int], str] = {}
-        self._service = service
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look_again, daemon=True)
-        self._thread.start()
-
-    def look(self) -> dict[tuple[str, int], str]:
-        found = {}
-        for pid, title in self._service.processes().items():
-            with contextlib.suppress(psutil.Error):  # it ended while we looked
-                for each in psutil.Process(pid).net_connections("inet"):
-                    if each.status == psutil.CONN_LISTEN:
-                        found[each.laddr.ip, each.laddr.port] = title
-        self.seen.update(found)
-        return found
-
-    def end(self) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look_again(self) -> None:
-        while not self._ended.wait(0.5):
-            self.look()
 
 
 @dataclass
@@ -263,16 +198,6 @@ CALLS = [
 PAGES = ["/api/jobs/", "/api/job_agent/jobs/", "/api/serve/applications/", "/api/v0/actors", "/nodes?view=summary"]
 
 
-def _call(port: int, method: str, token: str | None = None) -> grpc.StatusCode:
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        metadata = [("authorization", f"Bearer {token}")] if token else []
-        try:
-            channel.unary_unary(method)(b"", timeout=5, metadata=metadata)
-        except grpc.RpcError as error:
-            return error.code()
-        return grpc.StatusCode.OK
-
-
 def test_only_loopback_is_listened_on_but_for_serves_replicas(world):
     """Those listen everywhere in Ray 2.60, and want Ray's token like the rest of it (see below)."""
     assert len(world.listeners.seen) > 10
@@ -284,7 +209,7 @@ def test_no_part_of_ray_does_anything_without_its_token(world):
     answers = {}
     for (address, port), title in world.listeners.look().items():
         for method in CALLS:
-            code = _call(port, method)
+            code = call(port, method)
             assert code != grpc.StatusCode.OK, f"{title} at {address}:{port} lets anybody {method}"
             if code == grpc.StatusCode.UNAUTHENTICATED:
                 answers.setdefault(method, []).append(port)
@@ -299,7 +224,7 @@ def test_no_part_of_ray_does_anything_without_its_token(world):
     for method in ("GetAllJobInfo", "GetNodeStats", "GetCoreWorkerStats", "HandleRequest"):
         assert any(asked.endswith(f"/{method}") for asked in answers), (method, answers)
     [gcs] = answers["/ray.rpc.JobInfoGcsService/GetAllJobInfo"]
-    assert _call(gcs, "/ray.rpc.JobInfoGcsService/GetAllJobInfo", world.ray_token) == grpc.StatusCode.OK
+    assert call(gcs, "/ray.rpc.JobInfoGcsService/GetAllJobInfo", world.ray_token) == grpc.StatusCode.OK
     assert world.dashboard("/api/jobs/").status_code == 401
     assert world.dashboard("/api/jobs/", Authorization=f"Bearer {world.ray_token}").status_code == 200
 
