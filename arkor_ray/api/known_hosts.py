@@ -52,8 +52,11 @@ class KnownHosts:
                 f"This server is not known as {host[:100]!r}; the operator sets ARKOR_RAY_PUBLIC_URL to the URL by which "
                 "it is reached"
             )
-        # The page may be this server's own, also where that is known by an address.
-        if origin is not None and (asker := _hostname(origin)) != name and not self._is_own(asker):
+        if origin is None:
+            return None
+        page = _hostname(origin)
+        # It may be this server's own, also where that is known by an address.
+        if not page or not (page == name or self._is_own(page)):
             return f"Pages of {origin[:100]!r} may not use this server; call it from a program or from your own server"
         return None
 

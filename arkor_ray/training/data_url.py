@@ -41,11 +41,8 @@ def fetch_blob(source: BlobSource, policy: DatasetPolicy) -> bytes:
                 f"The data set at {_shown(source.url)} could not be fetched within {policy.timeout_s:g} s."
             ) from error
         except (httpx.TransportError, ServiceUnavailableError) as error:
-            shown = (
-                error
-                if isinstance(error, ServiceUnavailableError)
-                else f"{type(error).__name__}: {without_url_secrets(str(error))}"
-            )
+            said = without_url_secrets(str(error))
+            shown = said if isinstance(error, ServiceUnavailableError) else f"{type(error).__name__}: {said}"
             if attempt == FETCH_ATTEMPTS or time.monotonic() + 2 ** (attempt - 1) > deadline:
                 raise DatasetError(
                     f"The data set at {_shown(source.url)} cannot be fetched, after {attempt} attempts: {shown}"

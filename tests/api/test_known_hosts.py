@@ -63,6 +63,13 @@ async def test_pages_of_other_origins_are_refused(settings: Settings, db: Databa
     assert answer.status_code == 403 and "Pages of" in answer.json()["error"]
 
 
+async def test_page_without_a_name_is_not_the_servers_own_where_the_host_has_none_either(
+    settings: Settings, db: Database
+) -> None:
+    answer = await mint(settings, db, {}, {"Host": "", "Origin": "null"})
+    assert answer.status_code == 403
+
+
 @pytest.mark.parametrize(
     ("values", "headers"),
     [
