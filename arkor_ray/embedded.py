@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +22,8 @@ from typing import Any
 
 from arkor_ray.errors import ConflictError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
@@ -216,6 +219,7 @@ class LocalRay:
             check_answers(self._address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
         if self._address is not None:
+            _warn_without_token(self._address)
             self._check_environment()
 
     def _check_environment(self) -> None:
@@ -308,6 +312,17 @@ def check_answers(address: str) -> None:
             f"--ray-address {address}: no Ray answers there ({error.strerror or error}); start one with "
             f"`ray start --head --port {port}`, or leave the option out to have one started"
         ) from error
+
+
+def _warn_without_token(address: str) -> None:
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    if not is_token_auth_enabled():
+        logger.warning(
+            "The Ray at %s asks nobody for a token: whoever reaches its ports runs code on its nodes. Start its nodes and this "
+            "command with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN",
+            address,
+        )
 
 
 def _own_address() -> str:

@@ -30,9 +30,13 @@ def is_placeholder(secret: str, *names: str) -> bool:
 def weak_secrets(database_url: str, *, s3: bool, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
     """A sentence for each secret of a cluster that is a placeholder. It names the variable and never the value."""
     parts = urlsplit(database_url)
-    given = parts.password if parts.password is not None else parse_qs(parts.query, True).get("password", [None])[-1]
-    user = unquote(parts.username or "")
-    if given is not None and is_placeholder(unquote(given), user):
+    user, given = (
+        unquote(parts.username or ""),
+        parse_qs(parts.query, keep_blank_values=True).get("password", [None])[-1],
+    )
+    if parts.password is not None:
+        given = unquote(parts.password)
+    if given is not None and is_placeholder(given, user):
         yield (
             "ARKOR_RAY_DATABASE_URL has a password that anybody would guess; choose another, or leave the colon and the "
             "password out where PostgreSQL knows its users by other means"

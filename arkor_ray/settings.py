@@ -254,8 +254,8 @@ class Settings(BaseSettings):
     @property
     def local_url(self) -> str:
         """How this machine reaches the API."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def endpoint_url(self, slug: str) -> str:
         """The `base_url` for an OpenAI client of that endpoint: by host where there is a domain, else by path."""
@@ -297,7 +297,8 @@ class Settings(BaseSettings):
             return found
         if name.startswith("/"):
             return self.base_models.of_base(self._local_model(name))
-        if "*" in self.models and HUB_ID.fullmatch(name):
+        # A name that is a directory here as well would be loaded from there.
+        if "*" in self.models and HUB_ID.fullmatch(name) and not Path(name).exists():
             return self.base_models.of_base(name)
         raise ModelError(
             f"model {name!r} is not in this server's catalogue; it has {', '.join(self.model_names()) or 'none'}. "

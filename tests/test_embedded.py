@@ -111,3 +111,12 @@ def test_a_ray_that_is_not_there_is_said_at_once(tmp_path, address, sentence):
     (own,) = free_ports(1)
     with pytest.raises((InvalidRequestError, ServiceUnavailableError), match=sentence):
         LocalRay(Settings.load(data_dir=tmp_path, port=own), address=address).__enter__()
+
+
+def test_a_joined_ray_that_asks_nobody_for_a_token_is_said(monkeypatch, caplog):
+    from ray._private.authentication import authentication_utils
+
+    for asks, said in ((True, ""), (False, "RAY_AUTH_MODE=token")):
+        monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda asks=asks: asks)
+        embedded._warn_without_token("head:6379")
+        assert said in caplog.text and bool(caplog.records) is bool(said)

@@ -204,6 +204,13 @@ def test_a_star_admits_every_hub_id_and_nothing_else(model_dir):
             settings.resolve_model(name)
 
 
+def test_a_hub_id_that_is_a_directory_here_is_no_hub_id(model_dir, monkeypatch):
+    monkeypatch.chdir(model_dir.parent.parent)
+    settings = Settings.load(models="*")
+    with pytest.raises(ModelError):
+        settings.resolve_model(f"{model_dir.parent.name}/{model_dir.name}")
+
+
 def test_local_models_are_for_the_operator_to_allow(model_dir, tmp_path):
     with pytest.raises(ModelError, match="ARKOR_RAY_MODELS_ALLOW_LOCAL_PATHS=1"):
         Settings.load().resolve_model(str(model_dir))
@@ -211,3 +218,10 @@ def test_local_models_are_for_the_operator_to_allow(model_dir, tmp_path):
     assert allowed.resolve_model(str(model_dir)) == str(model_dir)
     with pytest.raises(ModelError, match=r"no config\.json"):
         allowed.resolve_model(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("::1", "http://[::1]:8000"), ("::", "http://[::1]:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
+)
+def test_this_machine_reaches_the_api_whatever_it_listens_on(host, url):
+    assert Settings.load(host=host, anonymous=False).local_url == url

@@ -8,6 +8,7 @@ when the page's own name was made to lead here (DNS rebinding), and `Origin`, wh
 
 from __future__ import annotations
 
+import socket
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,7 +25,14 @@ class KnownHosts:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._checks = bool(settings.anonymous) or (settings.listens_on_loopback and not settings.cluster)
-        own = (settings.host, urlsplit(settings.api_url).hostname, settings.endpoints_domain)
+        machine = socket.gethostname()
+        own = (
+            settings.host,
+            urlsplit(settings.api_url).hostname,
+            settings.endpoints_domain,
+            machine,
+            machine.split(".")[0],
+        )
         self._names = {name.lower() for name in own if name}
         self._below = f".{settings.endpoints_domain}" if settings.endpoints_domain else None
 
@@ -44,8 +52,11 @@ class KnownHosts:
                 f"This server is not known as {host[:100]!r}; the operator sets ARKOR_RAY_PUBLIC_URL to the URL by which "
                 "it is reached"
             )
-        # The page may be this server's own, also where that is known by an address.
-        if origin is not None and (asker := _hostname(origin)) != name and not self._is_own(asker):
+        if origin is None:
+            return None
+        page = _hostname(origin)
+        # It may be this server's own, also where that is known by an address.
+        if not page or not (page == name or self._is_own(page)):
             return f"Pages of {origin[:100]!r} may not use this server; call it from a program or from your own server"
         return None
 

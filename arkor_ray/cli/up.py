@@ -35,7 +35,12 @@ def up(
         str, typer.Option(envvar="ARKOR_RAY_STORAGE_URL", help="file:///DIR or s3://BUCKET/PREFIX.")
     ] = "",
     database_url: Annotated[
-        str, typer.Option(envvar="ARKOR_RAY_DATABASE_URL", help="SQLite (default) or PostgreSQL.")
+        str,
+        typer.Option(
+            envvar="ARKOR_RAY_DATABASE_URL",
+            help="SQLite (default) or PostgreSQL. One with a password belongs into the variable: all users of a machine see "
+            "its command lines.",
+        ),
     ] = "",
     ray_address: Annotated[str | None, typer.Option(help="Joins this Ray instead of starting one.")] = None,
 ) -> None:

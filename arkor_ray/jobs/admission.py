@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import socket
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from arkor_ray.settings import Settings
 _HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
+MAX_CONFIG_BYTES = 64 * 2**10
+
+
 @dataclass(frozen=True)
 class AcceptedJob:
     """A job that may be stored: `config` is what was sent, without the data set's token."""
@@ -31,6 +35,7 @@ class AcceptedJob:
 
 def accept(settings: Settings, body: JobCreate) -> AcceptedJob:
     """Raises InvalidRequestError (DatasetError, ModelError) that names the first field at fault and the remedy."""
+    _check_size(body.config)
     config = JobConfig.parse(body.config)
     _check_workers(config.num_workers, settings.find_model(config.model), settings.max_workers_per_job)
     source = config.dataset_source
@@ -39,6 +44,16 @@ def accept(settings: Settings, body: JobCreate) -> AcceptedJob:
         return AcceptedJob(body.name, hide_token(body.config), source.token)
     _check_hub_name(source)
     return AcceptedJob(body.name, hide_token(body.config), None)
+
+
+def _check_size(config: dict[str, Any]) -> None:
+    """What is kept is shown again with every list of jobs; fields that nobody knows are kept as well."""
+    size = len(json.dumps(config))
+    if size > MAX_CONFIG_BYTES:
+        raise InvalidRequestError(
+            f"config: has {size} bytes as JSON, more than {MAX_CONFIG_BYTES}; give data by datasetSource",
+            param="config",
+        )
 
 
 def _check_workers(workers: int, base: CatalogueEntry, usual_limit: int) -> None:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from arkor_ray.schemas.base import WireModel
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_METADATA = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254", "fd20:ce::254")))
 _UNICAST = ipaddress.ip_network("2000::/3")  # what of IPv6 is given out to the public internet
 
 DatasetFormatName = Literal["chatml", "sharegpt", "alpaca", "prompt_completion", "text"]
@@ -96,12 +97,22 @@ def is_local_path(text: str) -> bool:
 
 def is_public_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether an address, also one that wraps another (mapped, 6to4, Teredo, NAT64), is of the public internet."""
+    address = _unwrapped(address)
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST:
+        return False
+    return address.is_global and not address.is_multicast
+
+
+def is_metadata_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether a cloud may keep a machine's own credentials there, for whoever asks from that machine."""
+    address = _unwrapped(address)
+    return address.is_link_local or address in _METADATA
+
+
+def _unwrapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
         if inner is None and address in _NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-        if inner is not None:
-            return is_public_address(inner)
-        if address not in _UNICAST:
-            return False
-    return address.is_global and not address.is_multicast
+        return inner or address
+    return address

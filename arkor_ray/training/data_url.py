@@ -20,7 +20,7 @@ import httpx
 
 from arkor_ray.errors import DatasetError, ServiceUnavailableError
 from arkor_ray.schemas.base import without_url_secrets
-from arkor_ray.schemas.dataset import BlobSource, is_public_address
+from arkor_ray.schemas.dataset import BlobSource, is_metadata_address, is_public_address
 from arkor_ray.training.job_spec import DatasetPolicy
 
 MAX_REDIRECTS = 5
@@ -41,11 +41,8 @@ def fetch_blob(source: BlobSource, policy: DatasetPolicy) -> bytes:
                 f"The data set at {_shown(source.url)} could not be fetched within {policy.timeout_s:g} s."
             ) from error
         except (httpx.TransportError, ServiceUnavailableError) as error:
-            shown = (
-                error
-                if isinstance(error, ServiceUnavailableError)
-                else f"{type(error).__name__}: {without_url_secrets(str(error))}"
-            )
+            said = without_url_secrets(str(error))
+            shown = said if isinstance(error, ServiceUnavailableError) else f"{type(error).__name__}: {said}"
             if attempt == FETCH_ATTEMPTS or time.monotonic() + 2 ** (attempt - 1) > deadline:
                 raise DatasetError(
                     f"The data set at {_shown(source.url)} cannot be fetched, after {attempt} attempts: {shown}"
@@ -106,9 +103,7 @@ def _pinned(url: str, headers: dict[str, str], policy: DatasetPolicy) -> dict[st
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
         raise DatasetError(f"The data set leads to {_shown(url)}, which is no plain http or https URL.")
-    if policy.allow_private_hosts:
-        return {"url": url, "headers": headers}
-    address = _public_address(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+    address = _allowed_address(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), policy)
     host = f"[{address}]" if ":" in address else address
     pinned = urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
     return {
@@ -118,7 +113,8 @@ def _pinned(url: str, headers: dict[str, str], policy: DatasetPolicy) -> dict[st
     }
 
 
-def _public_address(host: str, port: int) -> str:
+def _allowed_address(host: str, port: int, policy: DatasetPolicy) -> str:
+    """One address of the host, all of whose addresses are allowed."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except socket.gaierror as error:
@@ -127,7 +123,11 @@ def _public_address(host: str, port: int) -> str:
         raise DatasetError(f"{host!r} cannot be the name of a host.") from error
     for text in sorted(found):
         address = ipaddress.ip_address(text.partition("%")[0])
-        if not is_public_address(address):
+        if is_metadata_address(address):
+            raise DatasetError(
+                f"The host {host!r} of the data set is where clouds keep credentials: nothing is fetched there."
+            )
+        if not (policy.allow_private_hosts or is_public_address(address)):
             raise DatasetError(
                 f"The host {host!r} of the data set is at a private address, which this server does not fetch from; the "
                 "operator allows it with ARKOR_RAY_DATASETS_ALLOW_PRIVATE_HOSTS=1."

@@ -27,7 +27,7 @@ class NodeAddressConfig(TorchConfig):
 
 
 class _NodeAddressBackend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_set_torch_distributed_env_vars)
         address, port = worker_group.execute_single(0, _listen)
         world_size = len(worker_group)
@@ -58,6 +58,6 @@ def _join(backend: str, address: str, port: int, rank: int, world_size: int, tim
     # What torch's own tools, and DeepSpeed, look for.
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     timeout = timedelta(seconds=timeout_s)
-    given = {"master_listen_fd": _listening.pop().detach()} if rank == 0 else {}
-    store = dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=timeout, **given)
+    listening = _listening.pop().detach() if rank == 0 else None
+    store = dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=timeout, master_listen_fd=listening)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

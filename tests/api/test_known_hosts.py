@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import httpx
 import pytest
 
@@ -61,6 +63,13 @@ async def test_pages_of_other_origins_are_refused(settings: Settings, db: Databa
     assert answer.status_code == 403 and "Pages of" in answer.json()["error"]
 
 
+async def test_page_without_a_name_is_not_the_servers_own_where_the_host_has_none_either(
+    settings: Settings, db: Database
+) -> None:
+    answer = await mint(settings, db, {}, {"Host": "", "Origin": "null"})
+    assert answer.status_code == 403
+
+
 @pytest.mark.parametrize(
     ("values", "headers"),
     [
@@ -68,6 +77,7 @@ async def test_pages_of_other_origins_are_refused(settings: Settings, db: Databa
         ({"public_url": "https://arkor.example"}, {"Host": "arkor.example", "Origin": "https://arkor.example"}),
         ({"endpoints_domain": "models.example"}, {"Host": "models.example"}),
         ({**SHARED, "host": "gpu-box"}, {"Host": "gpu-box:8000"}),
+        (SHARED, {"Host": f"{socket.gethostname()}:8000"}),
         (SHARED, {"Host": "192.168.1.7:8000", "Origin": "http://192.168.1.7:8000"}),
     ],
 )

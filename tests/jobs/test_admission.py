@@ -140,3 +140,11 @@ def test_model_must_be_in_the_catalogue() -> None:
     with pytest.raises(ModelError, match="big, Large, tiny") as raised:
         submit({"type": "huggingface", "name": "a/b"}, {"catalogue": listed}, model="other")
     assert raised.value.param == "config.model"
+
+
+def test_config_is_no_place_for_data() -> None:
+    """Lists of jobs show every one's."""
+    with pytest.raises(InvalidRequestError, match="more than 65536; give data by datasetSource") as raised:
+        submit(blob("https://a.example/x"), rows=["x" * 1000] * 66)
+    assert raised.value.param == "config"
+    assert submit(blob("https://a.example/x"), rows=["x" * 1000] * 60)

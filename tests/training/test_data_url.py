@@ -19,6 +19,7 @@ from arkor_ray.training.job_spec import DatasetPolicy
 from tests.training.data_server import Server
 
 PRIVATE_OK = DatasetPolicy(allow_private_hosts=True, timeout_s=20)
+REFUSED = "at a private address|where clouds keep credentials"
 ROWS = b'{"text": "one"}\n{"text": "two"}\n'
 
 
@@ -94,13 +95,13 @@ def test_names_that_resolve_to_private_addresses_are_refused(monkeypatch, addres
     public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))
     answer = [public, (family, socket.SOCK_STREAM, 6, "", (address, 80))]
     monkeypatch.setattr(data_url.socket, "getaddrinfo", lambda *args, **kwargs: answer)
-    with pytest.raises(DatasetError, match="private address"):
+    with pytest.raises(DatasetError, match=REFUSED):
         fetch_blob(blob("http://innocent.example/x"), DatasetPolicy())
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(server, monkeypatch) -> None:
     """A name that resolves to another address a moment later (DNS rebinding) gains nothing."""
-    monkeypatch.setattr(data_url, "_public_address", lambda host, port: "127.0.0.1")
+    monkeypatch.setattr(data_url, "_allowed_address", lambda host, port, policy: "127.0.0.1")
     server.routes = {"/x": (200, {}, ROWS)}
     assert fetch_blob(blob(f"http://innocent.example:{server.port}/x"), DatasetPolicy()) == ROWS
     assert server.seen[0][1]["host"] == f"innocent.example:{server.port}"
@@ -108,10 +109,10 @@ def test_the_connection_goes_to_the_address_that_was_checked(server, monkeypatch
 
 def test_every_redirect_is_checked(server, monkeypatch) -> None:
     allowed = iter(["127.0.0.1"])
-    real = data_url._public_address
-    monkeypatch.setattr(data_url, "_public_address", lambda h, p: next(allowed, None) or real(h, p))
+    real = data_url._allowed_address
+    monkeypatch.setattr(data_url, "_allowed_address", lambda *given: next(allowed, None) or real(*given))
     server.routes = {"/x": (302, {"Location": server.url("/secret")}, b"")}
-    with pytest.raises(DatasetError, match="private address"):
+    with pytest.raises(DatasetError, match=REFUSED):
         fetch_blob(blob(server.url("/x")), DatasetPolicy())
     assert [path for path, _ in server.seen] == ["/x"]
 
@@ -170,16 +171,23 @@ def test_local_files_only_when_allowed(tmp_path) -> None:
     ["2130706433", "0x7f.1", "0177.0.0.1", "127.1", "0", "2852039166", "[::ffff:7f00:1]", "localhost", "①②⑦.⓪.⓪.①"],
 )
 def test_addresses_in_disguise_are_refused(host) -> None:
-    with pytest.raises(DatasetError, match=r"private address|cannot be the name"):
+    with pytest.raises(DatasetError, match=rf"{REFUSED}|cannot be the name"):
         fetch_blob(blob(f"http://{host}/x"), DatasetPolicy())
 
 
-@pytest.mark.parametrize("name", ["metadata.google.internal", "instance-data.ec2.internal"])
-def test_names_of_metadata_services_are_refused_by_their_address(monkeypatch, name) -> None:
-    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))]
+@pytest.mark.parametrize("policy", [DatasetPolicy(), PRIVATE_OK])
+@pytest.mark.parametrize(
+    "address",
+    ["169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::254", "::ffff:a9fe:a9fe", "64:ff9b::a9fe:a9fe"],
+)
+def test_where_clouds_keep_credentials_nothing_is_fetched_even_if_private_hosts_are_allowed(
+    monkeypatch, address, policy
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    answer = [(family, socket.SOCK_STREAM, 6, "", (address, 80))]
     monkeypatch.setattr(data_url.socket, "getaddrinfo", lambda *args, **kwargs: answer)
-    with pytest.raises(DatasetError, match="private address"):
-        fetch_blob(blob(f"http://{name}/latest/meta-data/"), DatasetPolicy())
+    with pytest.raises(DatasetError, match="where clouds keep credentials"):
+        fetch_blob(blob("http://metadata.google.internal/computeMetadata/v1/"), policy)
 
 
 @pytest.mark.parametrize(
@@ -191,13 +199,13 @@ def test_names_of_metadata_services_are_refused_by_their_address(monkeypatch, na
         ("gopher://127.0.0.1:6379/_FLUSHALL", "no plain http"),
         ("http://user:pass@127.0.0.1/x", "no plain http"),
         ("http://" + "a" * 64 + ".example/x", "cannot be the name"),
-        ("//169.254.169.254/latest", "private address"),
+        ("//169.254.169.254/latest", REFUSED),
         ("http://127.0.0.1\\.example.com/x", r"cannot be|resolved|no URL"),
     ],
 )
 def test_redirects_that_lead_astray_are_the_users_error(server, monkeypatch, location, reason) -> None:
-    real, allowed = data_url._public_address, iter(["127.0.0.1"])
-    monkeypatch.setattr(data_url, "_public_address", lambda host, port: next(allowed, None) or real(host, port))
+    real, allowed = data_url._allowed_address, iter(["127.0.0.1"])
+    monkeypatch.setattr(data_url, "_allowed_address", lambda *given: next(allowed, None) or real(*given))
     monkeypatch.setattr(data_url, "FETCH_ATTEMPTS", 1)
     server.routes = {"/x": (302, {"Location": location}, b"")}
     with pytest.raises(DatasetError, match=reason):
