@@ -42,6 +42,11 @@ class Settings(BaseSettings):
     )
 
     cluster: bool = Field(default=False, description="Several nodes: SQLite and local directories are refused.")
+    node_roles: bool = Field(
+        default=False,
+        description="Nodes carry the Ray label arkor-ray/role (control-plane, training or serving), and each part runs only "
+        "on its own; off: anywhere.",
+    )
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on.")
     public_url: str | None = Field(default=None, description="How clients reach the API; empty: http://HOST:PORT.")

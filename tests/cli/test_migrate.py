@@ -24,7 +24,9 @@ def test_the_schema_is_there_afterwards_and_a_second_time_changes_nothing(databa
     for _ in range(2):
         done = CliRunner().invoke(app, ["migrate"])
         assert done.exit_code == 0, done.output
-    assert {"jobs", "events", "leases", "alembic_version"} <= set(inspect(Database(database_url).engine).get_table_names())
+    assert {"jobs", "events", "leases", "alembic_version"} <= set(
+        inspect(Database(database_url).engine).get_table_names()
+    )
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("service.db")] == []
 
 

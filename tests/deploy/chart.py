@@ -51,6 +51,8 @@ EVERYTHING: dict[str, Any] = {
     },
     "workerGroups": {
         "h100": {
+            "role": "training",
+            "imageTag": "training",
             "gpus": 8,
             "minReplicas": 0,
             "maxReplicas": 2,

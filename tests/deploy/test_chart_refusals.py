@@ -7,7 +7,7 @@ from typing import Any
 import helm_python as helm
 import pytest
 
-from tests.deploy.chart import EVERYTHING, YOURS, render, values_file, with_values
+from tests.deploy.chart import EVERYTHING, NAMESPACE, YOURS, loaded, render, values_file, with_values
 
 TLS = {"enabled": True, "host": "arkor.example.com"}
 
@@ -57,7 +57,7 @@ def test_what_is_missing_is_named(missing, words):
         ({"kueue": {"queueName": "ml"}}, "set autoscaling.enabled=false, or kueue.elastic=true"),
         (
             {"workerGroups": {"cpu": {"minReplicas": 9}}},
-            "workerGroups.cpu: minReplicas 9 is more than maxReplicas 4",
+            "workerGroups.cpu: minReplicas 9 is more than maxReplicas 2",
         ),
         (
             {"workerGroups": {"cpu": {"resources": {"limits": None}}}},
@@ -89,16 +89,39 @@ def test_gpus_that_ray_would_never_ask_for_are_refused(training, serving, words)
     """What a worker asks for depends on how many GPUs the cluster has: with none it asks for none."""
     bounds = {"gpu-training": training, "gpu-serving": serving}
     groups = {name: {"minReplicas": least, "maxReplicas": most} for name, (least, most) in bounds.items()}
-    values = with_values(YOURS, workerGroups=groups)
+    values = with_values(YOURS, nodeRoles=False, workerGroups=groups)
     if words is None:
         render(values)
     else:
         assert words in refusal(values)
 
 
+def test_a_release_whose_name_kuberay_would_not_take_is_refused():
+    with pytest.raises(helm.HelmError, match=r"1st\.release-arkor-ray cannot be the name of a Ray cluster"):
+        loaded().render(YOURS, name="1st.release", namespace=NAMESPACE)
+
+
+def test_names_leave_kuberay_room_for_its_suffixes():
+    """It takes 47 characters for a RayService."""
+    [manifest] = [
+        text for path, text in loaded().render(YOURS, name="r" * 53).items() if path.endswith("/rayservice.yaml")
+    ]
+    assert f"\n  name: {'r' * 40}\n" in manifest
+
+
 def test_a_cluster_without_any_worker_is_refused():
     groups = {name: {"minReplicas": 0, "maxReplicas": 0} for name in ("cpu", "gpu-training", "gpu-serving")}
     assert "the head takes no work: nothing could run" in refusal(with_values(YOURS, workerGroups=groups))
+
+
+def test_roles_without_pods_and_pods_without_a_role_are_refused():
+    assert "no group with role serving has pods" in refusal(
+        with_values(YOURS, workerGroups={"gpu-serving": {"role": "training"}})
+    )
+    group = {"maxReplicas": 1, "minReplicas": 0, "resources": {"requests": {"cpu": 1}, "limits": {"memory": "1Gi"}}}
+    more = with_values(YOURS, workerGroups={"more": group})
+    assert "workerGroups.more: nodeRoles=true and the group has no role" in refusal(more)
+    render(more | {"nodeRoles": False})
 
 
 PATHS = [("rayAuth", "token"), ("postgresql", "password"), ("redis", "password"), ("objectStore", "secretKey")]
