@@ -190,7 +190,7 @@ def test_with_autoscaling_ray_decides_between_the_bounds_and_without_it_there_is
     fixed = render(with_values(YOURS, autoscaling={"enabled": False}))
     assert "autoscalerOptions" not in fixed.cluster
     assert {name: group["replicas"] for name, group in fixed.groups().items()} == {
-        "cpu": 1,
+        "cpu": 2,
         "gpu-serving": 1,
         "gpu-training": 1,
     }
