@@ -4,13 +4,12 @@ import sys
 import time
 
 import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 bucket, region = os.environ["BUCKET"], os.environ["AWS_DEFAULT_REGION"]
 # S3 refuses to be told its first region by name, and any other not to be.
 where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], config=Config(s3={"addressing_style": "path"}))
+s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"])
 deadline = time.monotonic() + 600
 while True:
     try:
