@@ -86,6 +86,21 @@ def test_all_nodes_have_the_same_settings_and_write_to_volumes(name):
         assert pod.environment()["ARKOR_RAY_CATALOGUE"]["value"] == f"{catalogue['mountPath']}/catalogue.yaml"
 
 
+def test_another_catalogue_has_another_name_and_the_running_clusters_stays():
+    """A pod that the cluster adds after an upgrade must not read another one than the pods that are there."""
+    before = install("yours").the("ConfigMap", "catalogue")
+    after = render(with_values(YOURS, models=[{"name": "acme/chat"}])).the("ConfigMap", "catalogue")
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+    for each in (before, after):
+        assert each["immutable"] is True
+        assert each["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    for name in ("yours", "everything"):
+        made = install(name).the("ConfigMap", "catalogue")["metadata"]["name"]
+        for pod in install(name).ray_pods():
+            [mounted] = [v["configMap"]["name"] for v in pod.spec["volumes"] if "configMap" in v]
+            assert mounted == made
+
+
 def test_the_serve_application_is_that_of_the_serving_folder():
     config = yaml.safe_load(install("yours").ray_service["spec"]["serveConfigV2"])
     assert config == yaml.safe_load((ROOT / "serving" / "config.yaml").read_text())

@@ -39,6 +39,14 @@ https://{{ .Values.ingress.host }}
 {{- end -}}
 {{- end }}
 
+{{- define "arkor-ray.catalogue" -}}
+{{ dict "models" .Values.models | toYaml }}
+{{- end }}
+
+{{- define "arkor-ray.catalogueName" -}}
+{{ include "arkor-ray.fullname" . }}-catalogue-{{ include "arkor-ray.catalogue" . | sha256sum | trunc 8 }}
+{{- end }}
+
 {{/* The groups that have pods, as a list of dicts: name, and the values with podDefaults under them. */}}
 {{- define "arkor-ray.groups" -}}
 {{- $groups := list -}}

@@ -111,7 +111,7 @@ spec:
       {{- include "arkor-ray.podVolume" $spec.modelCache | nindent 6 }}
       {{- end }}
     - name: catalogue
-      configMap: {name: {{ include "arkor-ray.fullname" $root }}-catalogue}
+      configMap: {name: {{ include "arkor-ray.catalogueName" $root }}}
     {{- if and (eq .name "head") $root.Values.autoscaling.enabled }}
     - name: kubernetes-token
       projected:
