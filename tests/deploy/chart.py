@@ -51,6 +51,8 @@ EVERYTHING: dict[str, Any] = {
     },
     "workerGroups": {
         "h100": {
+            "role": "training",
+            "imageTag": "training",
             "gpus": 8,
             "minReplicas": 0,
             "maxReplicas": 2,
@@ -173,8 +175,12 @@ class Rendered:
 
 def render(values: dict[str, Any]) -> Rendered:
     """What `helm install` would make, the schema's verdict included. Raises helm.HelmError."""
-    with helm.Chart.load(CHART) as chart:
-        return Rendered(chart.render(values, name=RELEASE, namespace=NAMESPACE, is_install=True))
+    return Rendered(loaded().render(values, name=RELEASE, namespace=NAMESPACE, is_install=True))
+
+
+@cache
+def loaded() -> helm.Chart:
+    return helm.Chart.load(CHART)
 
 
 @cache

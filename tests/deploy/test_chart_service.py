@@ -86,6 +86,21 @@ def test_all_nodes_have_the_same_settings_and_write_to_volumes(name):
         assert pod.environment()["ARKOR_RAY_CATALOGUE"]["value"] == f"{catalogue['mountPath']}/catalogue.yaml"
 
 
+def test_another_catalogue_has_another_name_and_the_running_clusters_stays():
+    """A pod that the cluster adds after an upgrade must not read another one than the pods that are there."""
+    before = install("yours").the("ConfigMap", "catalogue")
+    after = render(with_values(YOURS, models=[{"name": "acme/chat"}])).the("ConfigMap", "catalogue")
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+    for each in (before, after):
+        assert each["immutable"] is True
+        assert each["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    for name in ("yours", "everything"):
+        made = install(name).the("ConfigMap", "catalogue")["metadata"]["name"]
+        for pod in install(name).ray_pods():
+            [mounted] = [v["configMap"]["name"] for v in pod.spec["volumes"] if "configMap" in v]
+            assert mounted == made
+
+
 def test_the_serve_application_is_that_of_the_serving_folder():
     config = yaml.safe_load(install("yours").ray_service["spec"]["serveConfigV2"])
     assert config == yaml.safe_load((ROOT / "serving" / "config.yaml").read_text())
@@ -152,8 +167,37 @@ def test_groups_are_a_map_that_can_be_changed_added_to_and_cut():
     assert groups["gpu-training"]["template"]["spec"]["nodeSelector"] == {"gpu": "a100"}
     assert "nodeSelector" not in groups["gpu-serving"]["template"]["spec"]
     assert list(install("values-kind.yaml").groups()) == ["cpu"]
-    cut = render(with_values(YOURS, workerGroups={"gpu-training": None, "gpu-serving": {"minReplicas": 2}}))
+    groups = {"gpu-training": None, "gpu-serving": {"minReplicas": 2}}
+    cut = render(with_values(YOURS, nodeRoles=False, workerGroups=groups))
     assert list(cut.groups()) == ["cpu", "gpu-serving"]
+
+
+@EVERY_INSTALL
+def test_with_roles_each_part_finds_pods_of_its_own_and_without_them_all_pods_are_alike(name):
+    rendered = install(name)
+    cluster = rendered.cluster
+    on = rendered.ray_pods()[0].environment()["ARKOR_RAY_NODE_ROLES"]["value"]
+    assert on == ("1" if INSTALLS[name].get("nodeRoles", True) else "0")
+    assert cluster["headGroupSpec"]["labels"] == {"arkor-ray/role": "control-plane"}
+    if on == "1":
+        roles = {group["labels"]["arkor-ray/role"] for group in cluster["workerGroupSpecs"]}
+        assert roles == {"control-plane", "training", "serving"}
+
+
+def test_a_role_may_have_an_image_of_its_own_and_the_hooks_take_the_heads():
+    rendered = install("values-100-gpus.yaml")
+    images = {pod.owner: pod.spec["containers"][0]["image"].rpartition(":")[2] for pod in rendered.pods()}
+    assert images == {
+        "RayService/head": "0.1.0-control-plane",
+        "RayService/cpu": "0.1.0-control-plane",
+        "RayService/gpu-training": "0.1.0-training",
+        "RayService/gpu-serving": "0.1.0-serving",
+        "Job/rel-arkor-ray-migrate": "0.1.0-control-plane",
+        "Pod/rel-arkor-ray-test": "0.1.0-control-plane",
+    }
+    everything = {pod.owner: pod.spec["containers"][0]["image"] for pod in install("everything").ray_pods()}
+    assert everything["RayService/h100"].endswith("arkor-ray:training")
+    assert everything["RayService/head"].endswith("arkor-ray@sha256:" + "0" * 64)
 
 
 def test_with_autoscaling_ray_decides_between_the_bounds_and_without_it_there_is_the_least():
@@ -161,7 +205,7 @@ def test_with_autoscaling_ray_decides_between_the_bounds_and_without_it_there_is
     fixed = render(with_values(YOURS, autoscaling={"enabled": False}))
     assert "autoscalerOptions" not in fixed.cluster
     assert {name: group["replicas"] for name, group in fixed.groups().items()} == {
-        "cpu": 1,
+        "cpu": 2,
         "gpu-serving": 1,
         "gpu-training": 1,
     }
@@ -209,6 +253,15 @@ def test_your_database_is_migrated_before_anything_is_made_and_ours_after():
         # Before an install there is nothing of the chart's to refer to.
         assert "serviceAccountName" not in pod
     assert render(with_values(YOURS, migration={"enabled": False})).of_kind("Job") == []
+
+
+@pytest.mark.parametrize("name", ["yours", "everything"])
+def test_the_settings_accept_what_the_migration_is_given(name, monkeypatch):
+    """The image may say ARKOR_RAY_CLUSTER=1, which asks for a storage as well."""
+    monkeypatch.setenv("ARKOR_RAY_CLUSTER", "1")
+    for variable, each in next(pod for pod in install(name).pods() if pod.component == "migrate").environment().items():
+        monkeypatch.setenv(variable, each.get("value") or "postgresql://arkor:Xk3v9Qm2Lp7Zt4Wn@db/arkor")
+    assert Settings.load().database_url.startswith("postgresql://")
 
 
 def test_the_hooks_replace_what_an_earlier_one_left():

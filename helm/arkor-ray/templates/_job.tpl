@@ -13,7 +13,7 @@ spec:
   securityContext: {{- include "arkor-ray.podSecurityContext" $root.Values.podSecurity | nindent 4 }}
   containers:
     - name: {{ .component }}
-      image: {{ include "arkor-ray.image" $root }}
+      image: {{ include "arkor-ray.image" (dict "root" $root "tag" (default $root.Values.podDefaults.imageTag $root.Values.head.imageTag)) }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       securityContext: {{- include "arkor-ray.securityContext" $root | nindent 8 }}
       command: {{- toYaml .command | nindent 8 }}

@@ -20,12 +20,14 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* dict root, tag (of a pod that has an image of its own, or empty) */}}
 {{- define "arkor-ray.image" -}}
-{{- $repository := required "image.repository: name the image that was made from cluster/Dockerfile, such as registry.example.com/arkor-ray" .Values.image.repository -}}
-{{- if .Values.image.digest -}}
-{{ $repository }}@{{ .Values.image.digest }}
+{{- $image := .root.Values.image -}}
+{{- $repository := required "image.repository: name the image that was made from cluster/Dockerfile, such as registry.example.com/arkor-ray" $image.repository -}}
+{{- if and $image.digest (not .tag) -}}
+{{ $repository }}@{{ $image.digest }}
 {{- else -}}
-{{ $repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{ $repository }}:{{ coalesce .tag $image.tag .root.Chart.AppVersion }}
 {{- end -}}
 {{- end }}
 
@@ -35,6 +37,14 @@ app.kubernetes.io/component: {{ .component }}
 {{- else if .Values.ingress.enabled -}}
 https://{{ .Values.ingress.host }}
 {{- end -}}
+{{- end }}
+
+{{- define "arkor-ray.catalogue" -}}
+{{ dict "models" .Values.models | toYaml }}
+{{- end }}
+
+{{- define "arkor-ray.catalogueName" -}}
+{{ include "arkor-ray.fullname" . }}-catalogue-{{ include "arkor-ray.catalogue" . | sha256sum | trunc 8 }}
 {{- end }}
 
 {{/* The groups that have pods, as a list of dicts: name, and the values with podDefaults under them. */}}

@@ -45,7 +45,7 @@ spec:
   {{- end }}
   containers:
     - name: {{ .container }}
-      image: {{ include "arkor-ray.image" $root }}
+      image: {{ include "arkor-ray.image" (dict "root" $root "tag" $spec.imageTag) }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       securityContext: {{- include "arkor-ray.securityContext" $root | nindent 8 }}
       ports:
@@ -111,7 +111,7 @@ spec:
       {{- include "arkor-ray.podVolume" $spec.modelCache | nindent 6 }}
       {{- end }}
     - name: catalogue
-      configMap: {name: {{ include "arkor-ray.fullname" $root }}-catalogue}
+      configMap: {name: {{ include "arkor-ray.catalogueName" $root }}}
     {{- if and (eq .name "head") $root.Values.autoscaling.enabled }}
     - name: kubernetes-token
       projected:
@@ -151,6 +151,7 @@ spec:
 {{- end }}
 {{- end }}
 - {name: ARKOR_RAY_CLUSTER, value: "1"}
+- {name: ARKOR_RAY_NODE_ROLES, value: {{ ternary "1" "0" .Values.nodeRoles | quote }}}
 - {name: ARKOR_RAY_ANONYMOUS, value: {{ ternary "1" "0" .Values.anonymous | quote }}}
 - {name: ARKOR_RAY_DATA_DIR, value: /var/lib/arkor-ray}
 - {name: ARKOR_RAY_CACHE_DIR, value: /var/cache/arkor-ray}
@@ -158,11 +159,7 @@ spec:
 {{- if .Values.allowAnyHubModel }}
 - {name: ARKOR_RAY_MODELS, value: "*"}
 {{- end }}
-{{ include "arkor-ray.databaseEnv" . }}
-- {name: ARKOR_RAY_STORAGE_URL, value: {{ include "arkor-ray.storageUrl" . | quote }}}
-{{- with include "arkor-ray.storageEndpoint" . }}
-- {name: ARKOR_RAY_S3_ENDPOINT_URL, value: {{ . | quote }}}
-{{- end }}
+{{ include "arkor-ray.storesEnv" . }}
 {{ include "arkor-ray.storageEnv" . }}
 {{- with include "arkor-ray.publicUrl" . }}
 - {name: ARKOR_RAY_PUBLIC_URL, value: {{ . | quote }}}

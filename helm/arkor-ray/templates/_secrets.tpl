@@ -15,10 +15,15 @@ key: url
 {{- end -}}
 {{- end }}
 
-{{- define "arkor-ray.databaseEnv" -}}
+{{/* What the settings of a cluster need to be accepted. */}}
+{{- define "arkor-ray.storesEnv" -}}
 - name: ARKOR_RAY_DATABASE_URL
   valueFrom:
     secretKeyRef: {{- include "arkor-ray.databaseSecret" . | nindent 6 }}
+- {name: ARKOR_RAY_STORAGE_URL, value: {{ include "arkor-ray.storageUrl" . | quote }}}
+{{- with include "arkor-ray.storageEndpoint" . }}
+- {name: ARKOR_RAY_S3_ENDPOINT_URL, value: {{ . | quote }}}
+{{- end }}
 {{- end }}
 
 {{- define "arkor-ray.storageUrl" -}}

@@ -4,10 +4,18 @@ refusal names the value and the remedy.
 */}}
 
 {{- define "arkor-ray.validate" -}}
+{{- include "arkor-ray.validateName" . -}}
 {{- include "arkor-ray.validateStores" . -}}
 {{- include "arkor-ray.validateIngress" . -}}
 {{- include "arkor-ray.validateEnv" . -}}
 {{- include "arkor-ray.validateGroups" . -}}
+{{- end }}
+
+{{- define "arkor-ray.validateName" -}}
+{{- $name := include "arkor-ray.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "%s cannot be the name of a Ray cluster, which is of a-z, 0-9 and - and begins with a letter: choose another name for the release, or fullnameOverride" $name) -}}
+{{- end -}}
 {{- end }}
 
 {{- define "arkor-ray.validateStores" -}}
@@ -79,6 +87,20 @@ refusal names the value and the remedy.
 {{- end -}}
 {{- if not $groups -}}
 {{- fail "workerGroups: every group has maxReplicas 0, and the head takes no work: nothing could run" -}}
+{{- end -}}
+{{- if .Values.nodeRoles -}}
+{{- range $role := list "control-plane" "training" "serving" -}}
+{{- $has := dict -}}
+{{- range $groups -}}{{- if eq (.role | default "") $role -}}{{- $_ := set $has $role true -}}{{- end -}}{{- end -}}
+{{- if not $has -}}
+{{- fail (printf "workerGroups: nodeRoles=true and no group with role %s has pods, so that nothing of it could run; give a group that role, or set nodeRoles=false" $role) -}}
+{{- end -}}
+{{- end -}}
+{{- range $groups -}}
+{{- if not .role -}}
+{{- fail (printf "workerGroups.%s: nodeRoles=true and the group has no role, so that nothing would run there; give it one (control-plane, training or serving), or set nodeRoles=false" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- /* How many GPUs a worker or a replica asks for is decided by how many the cluster has at that moment. */ -}}
 {{- if and (gt $maximum 0) (eq $minimum 0) -}}
