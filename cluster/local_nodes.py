@@ -72,7 +72,8 @@ class Node:
 
 def up(directory: Path, nodes: list[Node], port: int) -> None:
     """Starts the nodes and stays until a signal ends it. Raises ServiceUnavailableError when a node does not start."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     with Instance(directory):
         environment = _environment(directory, with_roles=nodes[0].role is not None)
         Settings.load(data_dir=environment["ARKOR_RAY_DATA_DIR"])  # what is wrong is said here, not by every node
@@ -188,6 +189,9 @@ def _await_start(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    # A second signal must not cut the end of the nodes short; it has its own time limit.
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -26,7 +26,7 @@ print(json.dumps(nodes))
 """
 
 
-def test_nodes_start_with_a_token_and_roles_and_end_with_all_they_started(tmp_path):
+def test_nodes_start_with_roles_and_end_with_all_they_started(tmp_path):
     directory, log = tmp_path / "nodes", tmp_path / "log"
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(SCRIPT.parents[1])}
     call = [sys.executable, str(SCRIPT)]
@@ -47,11 +47,6 @@ def test_nodes_start_with_a_token_and_roles_and_end_with_all_they_started(tmp_pa
             "127.0.0.3": [1, "training"],
             "127.0.0.4": [1, "serving"],
         }, seen.stderr
-        other = subprocess.run(
-            command, env={**joined, "RAY_AUTH_TOKEN": "0" * 64}, capture_output=True, text=True, timeout=120
-        )
-        assert other.returncode != 0
-        assert "Authentication" in other.stderr
         subprocess.run([*call, "down", f"--directory={directory}"], env=environment, check=True, timeout=60)
         assert up.wait(10) == 0
     finally:
