@@ -179,13 +179,8 @@ def tail(db: Database) -> EventTail:
 
 
 @pytest.fixture
-def logs() -> FakeLogs:
-    return FakeLogs()
-
-
-@pytest.fixture
-def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail, logs: FakeLogs) -> Iterator[FastAPI]:
-    made = create_app(settings, db, gateway, tail, logs=logs)
+def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail) -> Iterator[FastAPI]:
+    made = create_app(settings, db, gateway, tail, logs=FakeLogs())
     yield made
     made.state.services.endpoints.close()
     made.state.services.runs.close()
