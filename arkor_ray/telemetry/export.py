@@ -167,7 +167,7 @@ def send_to_controller(batch: Batch, surely: bool) -> None:
 
     if not ray.is_initialized():  # else Ray would start a cluster of its own for this call
         raise RuntimeError("this process is not connected to Ray")
-    taken = ray.get_actor(*CONTROLLER).take_counts.remote(batch)
+    taken: Any = ray.get_actor(*CONTROLLER).take_counts.remote(batch)
     if surely:
         ray.get(taken, timeout=SEND_S)
 

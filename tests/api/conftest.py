@@ -150,7 +150,7 @@ class FakeLogs:
             return None
         return "".join(self._pieces.get(submission_id, [f"output of {submission_id}\n"]))
 
-    async def follow(self, submission_id: str) -> AsyncIterator[str]:
+    async def follow(self, submission_id: str) -> AsyncGenerator[str]:
         shown = 0
         while True:
             self._check()
