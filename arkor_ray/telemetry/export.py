@@ -44,6 +44,10 @@ class RayExporter:
         self._gauges[_key(metric, tags)] = (metric, value, tags)
         self._of(metric).set(value, tags)
 
+    def forget(self, metric: Gauge) -> None:
+        for key in [key for key in list(self._gauges) if key[0] == metric.name]:
+            self._gauges.pop(key, None)
+
     def again(self) -> None:
         for metric, value, tags in list(self._gauges.values()):
             self._of(metric).set(value, tags)
@@ -128,6 +132,9 @@ class ControllerExporter:
 
     def set(self, metric: Gauge, value: float, tags: Tags) -> None:
         self._gauges.set(metric, value, tags)
+
+    def forget(self, metric: Gauge) -> None:
+        self._gauges.forget(metric)
 
     def observe(self, metric: Histogram, value: float, tags: Tags) -> None:
         with self._lock:
