@@ -210,7 +210,7 @@ class RayDriverLogs:
 
         try:
             client = await asyncio.to_thread(ray_jobs_client)
-            async with aclosing(client.tail_job_logs(submission_id)) as pieces:
+            async with aclosing(client.tail_job_logs(submission_id)) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
                     yield piece
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
