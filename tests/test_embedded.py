@@ -28,8 +28,9 @@ def environment_as_before():
 
 def test_of_two_instances_in_one_data_directory_the_second_is_told_who_runs(tmp_path):
     with Instance(tmp_path) as first:
-        first.announce("http://127.0.0.1:8000")
-        assert read_instance(tmp_path)["url"] == "http://127.0.0.1:8000"
+        first.announce("http://127.0.0.1:8000", metrics_url="http://127.0.0.1:8001/metrics")
+        found = read_instance(tmp_path)
+        assert (found["url"], found["metrics_url"]) == ("http://127.0.0.1:8000", "http://127.0.0.1:8001/metrics")
         with pytest.raises(ConflictError, match=r"arkor-ray down"), Instance(tmp_path):
             pass
     assert read_instance(tmp_path) is None

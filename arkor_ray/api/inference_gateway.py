@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from arkor_ray.schemas.checkpoint import CheckpointManifest
@@ -44,5 +44,5 @@ class DriverLogs(Protocol):
         Raises ServiceUnavailableError when nobody can tell.
         """
 
-    def follow(self, submission_id: str) -> AsyncIterator[str]:
+    def follow(self, submission_id: str) -> AsyncGenerator[str]:
         """The output from its beginning, as it comes, until the driver ends. Raises ServiceUnavailableError."""

@@ -7,7 +7,8 @@ the driver puts into storage now and then, and at its end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
 
@@ -52,9 +53,11 @@ class JobLogs:
         while True:
             if current and not shown:
                 try:
-                    async for piece in _after(sent, logs.follow(submission_id(self._job_id, current))):
-                        sent += len(piece)
-                        yield piece
+                    pieces = logs.follow(submission_id(self._job_id, current))
+                    async with aclosing(_after(sent, pieces)) as rest:
+                        async for piece in rest:
+                            sent += len(piece)
+                            yield piece
                     shown = True
                 except ServiceUnavailableError:  # not submitted yet, forgotten, or Ray restarts
                     if _is_over(job, current):
@@ -102,13 +105,14 @@ class JobLogs:
             return service.find(session, self._project_id, self._job_id)
 
 
-async def _after(characters: int, pieces: AsyncIterator[str]) -> AsyncGenerator[str]:
+async def _after(characters: int, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
     """`pieces` without what an earlier try has sent."""
-    async for piece in pieces:
-        left_out = min(characters, len(piece))
-        characters -= left_out
-        if left_out < len(piece):
-            yield piece[left_out:]
+    async with aclosing(pieces):
+        async for piece in pieces:
+            left_out = min(characters, len(piece))
+            characters -= left_out
+            if left_out < len(piece):
+                yield piece[left_out:]
 
 
 def _check(attempt: int | None, newest: int) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from arkor_ray.errors import InternalError, ServiceUnavailableError
@@ -203,13 +204,14 @@ class RayDriverLogs:
     async def read(self, submission_id: str) -> str | None:
         return await serving.ask_controller("driver_logs", submission_id)
 
-    async def follow(self, submission_id: str) -> AsyncIterator[str]:
+    async def follow(self, submission_id: str) -> AsyncGenerator[str]:
         import aiohttp
 
         try:
             client = await asyncio.to_thread(ray_jobs_client)
-            async for piece in client.tail_job_logs(submission_id):
-                yield piece
+            async with aclosing(client.tail_job_logs(submission_id)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             raise ServiceUnavailableError(f"Ray Jobs does not give the log: {error}", retry_after=1) from error
 

@@ -83,6 +83,7 @@ class Reconciler:
             leads = leases.hold(session, LEASE, self._holder, LEASE_S)
         CONTROLLER_LEADER.set(int(leads))
         if not leads:
+            self._figures.forget()
             return False
         began = time.monotonic()
         with self._db.read() as session:

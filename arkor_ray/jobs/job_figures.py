@@ -34,6 +34,13 @@ class JobFigures:
         JOBS_OLDEST_QUEUED.set((now - oldest).total_seconds())
         self._count()
 
+    def forget(self) -> None:
+        """Another controller counts them now."""
+        for gauge in (JOBS, JOBS_OLDEST_QUEUED):
+            gauge.forget()
+        self._queued = {}
+        self._next_count = 0.0
+
     def _count(self) -> None:
         now = time.monotonic()
         if now < self._next_count:

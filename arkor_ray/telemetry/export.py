@@ -44,6 +44,10 @@ class RayExporter:
         self._gauges[_key(metric, tags)] = (metric, value, tags)
         self._of(metric).set(value, tags)
 
+    def forget(self, metric: Gauge) -> None:
+        for key in [key for key in list(self._gauges) if key[0] == metric.name]:
+            self._gauges.pop(key, None)
+
     def again(self) -> None:
         for metric, value, tags in list(self._gauges.values()):
             self._of(metric).set(value, tags)
@@ -129,6 +133,9 @@ class ControllerExporter:
     def set(self, metric: Gauge, value: float, tags: Tags) -> None:
         self._gauges.set(metric, value, tags)
 
+    def forget(self, metric: Gauge) -> None:
+        self._gauges.forget(metric)
+
     def observe(self, metric: Histogram, value: float, tags: Tags) -> None:
         with self._lock:
             self._batch.observe(_key(metric, tags), value)
@@ -167,7 +174,7 @@ def send_to_controller(batch: Batch, surely: bool) -> None:
 
     if not ray.is_initialized():  # else Ray would start a cluster of its own for this call
         raise RuntimeError("this process is not connected to Ray")
-    taken = ray.get_actor(*CONTROLLER).take_counts.remote(batch)
+    taken: Any = ray.get_actor(*CONTROLLER).take_counts.remote(batch)
     if surely:
         ray.get(taken, timeout=SEND_S)
 

@@ -45,10 +45,10 @@ def configure(**of_process: Any) -> None:
     """
     _of_process.update(of_process)
     handler = logging.StreamHandler(sys.stderr)
-    handler.name = "arkor-ray"
     handler.setFormatter(JsonLines() if os.environ.get(FORMAT_VARIABLE) == "json" else TextLines(_TEXT))
     root = logging.getLogger()
-    root.handlers = [other for other in root.handlers if other.name != handler.name] + [handler]
+    # Ray Train has one there, and every line would come twice; what writes elsewhere stays.
+    root.handlers = [other for other in root.handlers if type(other) is not logging.StreamHandler] + [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("arkor_ray").setLevel(logging.INFO)
 

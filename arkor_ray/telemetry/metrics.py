@@ -20,6 +20,7 @@ class Exporter(Protocol):
 
     def count(self, metric: Counter, amount: float, tags: Tags) -> None: ...
     def set(self, metric: Gauge, value: float, tags: Tags) -> None: ...
+    def forget(self, metric: Gauge) -> None: ...
     def observe(self, metric: Histogram, value: float, tags: Tags) -> None: ...
 
 
@@ -53,11 +54,16 @@ class Counter(Metric):
 
 
 class Gauge(Metric):
-    """What is so now; it holds until it is set anew, or this process ends."""
+    """What is so now; it holds until it is set anew, forgotten, or this process ends."""
 
     def set(self, value: float, **tags: str) -> None:
         if _exporter is not None:
             _exporter.set(self, value, tags)
+
+    def forget(self) -> None:
+        """With all tags: this process no longer knows."""
+        if _exporter is not None:
+            _exporter.forget(self)
 
 
 @dataclass(frozen=True, eq=False)

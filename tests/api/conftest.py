@@ -150,7 +150,7 @@ class FakeLogs:
             return None
         return "".join(self._pieces.get(submission_id, [f"output of {submission_id}\n"]))
 
-    async def follow(self, submission_id: str) -> AsyncIterator[str]:
+    async def follow(self, submission_id: str) -> AsyncGenerator[str]:
         shown = 0
         while True:
             self._check()
@@ -179,13 +179,8 @@ def tail(db: Database) -> EventTail:
 
 
 @pytest.fixture
-def logs() -> FakeLogs:
-    return FakeLogs()
-
-
-@pytest.fixture
-def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail, logs: FakeLogs) -> Iterator[FastAPI]:
-    made = create_app(settings, db, gateway, tail, logs=logs)
+def app(settings: Settings, db: Database, gateway: FakeGateway, tail: EventTail) -> Iterator[FastAPI]:
+    made = create_app(settings, db, gateway, tail, logs=FakeLogs())
     yield made
     made.state.services.endpoints.close()
     made.state.services.runs.close()

@@ -23,6 +23,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_logs, "LOOK_S", 0.01)
 
 
+@pytest.fixture
+def logs(app: FastAPI) -> FakeLogs:
+    return app.state.services.logs
+
+
 def launch(db: Database, job_id: str, attempt: int) -> None:
     with db.write() as session:
         session.get_one(JobRow, job_id).attempt = attempt

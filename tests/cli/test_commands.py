@@ -115,8 +115,19 @@ def test_events_followed_as_json_are_one_object_a_line(run, fake, job):
     assert json.loads(lines[3])["type"] == "checkpoint.saved"
 
 
-def test_logs(run, job):
-    assert run("jobs", "logs", job.id).stdout == "one line\n"
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ([], {}),
+        (["--attempt", 2], {"attempt": "2"}),
+        (["--follow"], {"follow": "true"}),
+        (["--follow", "--attempt", 2], {"attempt": "2", "follow": "true"}),
+    ],
+)
+def test_logs(run, fake, job, options, asked):
+    assert run("jobs", "logs", job.id, *options).stdout == "one line\n"
+    params = dict(fake.asked("GET", "/logs")[-1].url.params)
+    assert {name: value for name, value in params.items() if name in ("attempt", "follow")} == asked
 
 
 # checkpoints

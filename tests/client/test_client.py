@@ -59,6 +59,8 @@ def test_jobs(client, job, fake):
     detail = client.get_job_detail(job.id)
     assert [(event.id, event.type) for event in detail.events][-1] == (8, "training.completed")
     assert client.job_logs(job.id) == "one line\n"
+    assert "".join(client.follow_logs(job.id, attempt=2)) == "one line\n"
+    assert dict(fake.asked("GET", "/logs")[-1].url.params).items() >= {"attempt": "2", "follow": "true"}.items()
     with pytest.raises(errors.ConflictError, match="Job is already completed"):
         client.cancel_job(job.id)
 
@@ -263,6 +265,7 @@ def test_the_async_client_does_the_same(fake, home, project_dir, tmp_path):
             assert [event.id async for event in client.events(job.id)] == [1, 2, 3]
             assert "".join([piece async for piece in client.chat_text(MESSAGES, job_id=job.id)]) == "fine thanks"
             assert text_of(await client.chat(MESSAGES, base_model="tiny", stream=False)) == "fine thanks"
+            assert [piece async for piece in client.follow_logs(job.id)] == ["one line\n"]
             folder = await client.download_adapter(job.id, "final", tmp_path)
             assert (folder / "adapter_model.safetensors").read_bytes() == b"final weights"
             assert (await client.get_job(job.id)).status == "completed"

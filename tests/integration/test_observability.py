@@ -184,7 +184,8 @@ def test_the_jobs_log_has_what_driver_and_workers_printed_as_json(service: Runni
     said = [json.loads(found) for found in re.findall(r"\{\"time\".*\}", text)]
     assert {line["job_id"] for line in said} == {job_id} and {line["attempt"] for line in said} == {1}
     loggers = {line["logger"]: line for line in said}
-    assert "arkor_ray.training.train_loop" in loggers, text
+    assert len([line for line in text.splitlines() if "Training on" in line]) == 1, text
+    assert "\x1b[36m(" not in text, "colours in a file"
     assert loggers["arkor_ray.training.train_loop"]["trace_id"] == tracing.job_traceparent(job_id).split("-")[1]
     stored = service.data_dir / "storage" / "logs" / job_id / "attempt-1.log"
     assert "arkor_ray.training.train_loop" in stored.read_text()

@@ -6,10 +6,11 @@ from datetime import timedelta
 
 import pytest
 
+from arkor_ray.db import leases
 from arkor_ray.db.tables import JobRow
 from arkor_ray.events import publisher
 from arkor_ray.jobs import job_figures
-from arkor_ray.jobs.controller import Reconciler
+from arkor_ray.jobs.controller import LEASE, Reconciler
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.telemetry import metrics
@@ -81,6 +82,17 @@ def test_of_two_controllers_one_leads(db, settings, launcher, reconciler, record
     assert not Reconciler(settings, db, launcher).turn()
     assert recorded.now(metrics.CONTROLLER_LEADER) == 0
     assert len(recorded.all(metrics.CONTROLLER_TURN_SECONDS)) == 1
+
+
+def test_a_controller_that_no_longer_leads_counts_no_jobs(db, settings, launcher, reconciler, recorded):
+    create_job(db)
+    reconciler.turn()
+    reconciler.release()
+    with db.write() as session:
+        assert leases.hold(session, LEASE, "another", 60)
+    assert recorded.all(metrics.JOBS)
+    reconciler.turn()
+    assert not recorded.all(metrics.JOBS) and not recorded.all(metrics.JOBS_OLDEST_QUEUED)
 
 
 def test_a_launch_is_a_span_of_the_jobs_trace(db, reconciler, spans):

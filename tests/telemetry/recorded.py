@@ -20,6 +20,9 @@ class Recorded:
     def set(self, metric: Gauge, value: float, tags: Tags) -> None:
         self._keep(metric, value, tags)
 
+    def forget(self, metric: Gauge) -> None:
+        self._values.pop(metric.name, None)
+
     def observe(self, metric: Histogram, value: float, tags: Tags) -> None:
         self._keep(metric, value, tags)
 

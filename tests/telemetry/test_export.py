@@ -116,3 +116,24 @@ def test_a_collector_that_fails_does_not_end_the_others(monkeypatch, caplog):
         assert called.acquire(timeout=30)
     export._collectors.clear()
     assert caplog.text.count("cannot be collected") == 1
+
+
+def test_gauges_are_told_again_until_they_are_forgotten(monkeypatch):
+    told: list[tuple[str, float]] = []
+
+    class FakeRayGauge:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self._name = name
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            told.append((self._name, value))
+
+    from ray.util import metrics as ray_metrics
+
+    monkeypatch.setattr(ray_metrics, "Gauge", FakeRayGauge)
+    exporter = export.RayExporter()
+    exporter.set(metrics.JOBS, 3, {"status": "queued"})
+    exporter.set(metrics.CONTROLLER_LEADER, 1, {})
+    exporter.forget(metrics.JOBS)
+    exporter.again()
+    assert told == [("arkor_jobs", 3), ("arkor_controller_leader", 1), ("arkor_controller_leader", 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,16 @@ def test_buckets_rise_and_are_in_a_base_unit() -> None:
     for metric in histograms:
         assert metric.name.endswith(("_seconds", "_bytes"))
         assert list(metric.buckets) == sorted(set(metric.buckets)) and metric.buckets[0] > 0
+
+
+def test_the_operators_page_lists_every_metric() -> None:
+    page = Path(__file__).parents[2] / "docs" / "observability.md"
+    rows = dict(re.findall(r"^\| `ray_(arkor_\w+)` \| (.*) \|$", page.read_text(), re.MULTILINE))
+    described = {
+        metric.name: f"{type(metric).__name__.lower()} | {', '.join(f'`{tag}`' for tag in metric.tags)} | {metric.description}"
+        for metric in REGISTRY.values()
+    }
+    assert rows == described
 
 
 def test_a_name_is_there_once() -> None:

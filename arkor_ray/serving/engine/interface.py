@@ -34,6 +34,7 @@ class Timing:
     """When what happened to a request, by `time.monotonic()`; 0 until it has. The engine fills it in."""
 
     submitted: float = 0.0
+    """It began to wait, with its adapter's weights read."""
     placed: float = 0.0
     """It had a row, and its adapter a slot."""
     first_token: float = 0.0

@@ -205,7 +205,6 @@ class SlotEngine:
         self.check_health()
         if len(self._batcher.waiting) >= self.config.max_waiting:
             raise ServiceUnavailableError(f"{self.config.max_waiting} requests are waiting already.", retry_after=1)
-        request.timing.submitted = time.monotonic()
         packed = None
         if request.adapter_id is not None and not self._table.resident(request.adapter_id):
             packed = await self._read(request.adapter_id)
@@ -220,7 +219,8 @@ class SlotEngine:
         def reread() -> Future[Packed]:
             return asyncio.run_coroutine_threadsafe(self._read(request.adapter_id or ""), loop)
 
-        sequence = Sequence(request, emit, reread, time.monotonic(), scoring=scoring, packed=packed)
+        submitted = request.timing.submitted = time.monotonic()
+        sequence = Sequence(request, emit, reread, submitted, scoring=scoring, packed=packed)
         self._masks.ask([sequence])
         self._post(lambda: self._batcher.add(sequence))
         return events, sequence
