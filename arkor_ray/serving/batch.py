@@ -178,7 +178,6 @@ class _Replica:
         from arkor_ray.serving.app import InferenceArgs
         from arkor_ray.serving.chat_tokenizer import ChatTokenizer
         from arkor_ray.serving.llm_server import LLMServer
-        from arkor_ray.storage.base_files import base_files
         from arkor_ray.storage.local import LocalStore
 
         if isinstance(speaker, ray.ObjectRef):
@@ -187,26 +186,22 @@ class _Replica:
         self._folder = tempfile.TemporaryDirectory(prefix="arkor-batch-")
         here = Path(self._folder.name)
         store = LocalStore(here / "store")
-        files = base_files(
-            speaker.base_model,
-            Path(tempfile.gettempdir()) / "arkor-ray-models",
-            name=speaker.base_model,
-            endpoint_url=locations.endpoint_url(),
-        )
         manifest = None
         if adapter is not None:
             if not adapter.has_tokenizer:
+                files = locations.fetch_base(speaker.base_model)
                 ChatTokenizer.load(files.path, **files.options).tokenizer.save_pretrained(here / "tokenizer")
                 own = {path.name: path.read_bytes() for path in (here / "tokenizer").iterdir()}
                 adapter = replace(adapter, files={**own, **adapter.files})
-            manifest = adapter.commit(store, files.path, speaker.precision)
+            manifest = adapter.commit(store, speaker.base_model, speaker.precision)
         self._adapter_id = adapter.adapter_id if adapter else None
         self._server = LLMServer(
             InferenceArgs(
-                base_model=files.path,
-                base_name=speaker.base_model,
+                base_model=speaker.base_model,
                 base_precision=speaker.precision,
                 storage_url=store.url,
+                storage_endpoint_url=locations.endpoint_url(),
+                model_cache=str(locations.model_cache()),
                 cache_dir=str(here / "cache"),
                 slots=1,
                 rows=engine.rows,

@@ -16,9 +16,9 @@ from arkor_ray.schemas.job import Precision
 from arkor_ray.serving.batch import Sampling, Speaker, answer_all
 from arkor_ray.storage.adapter_files import AdapterFiles
 from arkor_ray.storage.base_files import BaseFiles
+from arkor_ray.storage.locations import fetch_base
 from arkor_ray.training.data import RowTokenizer, nothing_left
 from arkor_ray.training.data_sources import Row
-from arkor_ray.training.merge import fetch_base
 from arkor_ray.training.questions import questions_of
 from arkor_ray.training.supervision import ExampleEncoder
 
