@@ -90,6 +90,16 @@ def test_another_job_under_the_same_id_is_refused(world, capsys):
     assert "learning_rate is 0.001, was 0.01" in capsys.readouterr().err
 
 
+def test_a_job_that_runs_is_not_started_twice(world, capsys):
+    from arkor_ray.training.standalone import NAMESPACE, EventLog
+
+    name = f"{world.runs.as_uri()} my-job"
+    running = ray.remote(EventLog).options(name=name, namespace=NAMESPACE, num_cpus=0).remote("my-job", "")
+    assert script("finetune").main(world.arguments) == 1
+    assert "my-job" in (error := capsys.readouterr().err) and "is running on this cluster" in error
+    ray.kill(running)
+
+
 def test_data_that_cannot_be_trained_on_ends_with_the_reason(world, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"text": ""}\n')
     shutil.copy(world.root / "job.yaml", tmp_path)
