@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     from arkor_ray.demo.base_model import base_reference
     from arkor_ray.storage.adapter_files import read_adapter
+    from arkor_ray.storage.locations import fetch_base
     from arkor_ray.training import hub
-    from arkor_ray.training.merge import QLORA_CAVEAT, copy_adapter, fetch_base, merge_adapter
+    from arkor_ray.training.merge import QLORA_CAVEAT, copy_adapter, merge_adapter
 
     if not (args.output or args.push_to_hub):
         raise InvalidRequestError("give --output, --push-to-hub or both")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arkor_ray.errors import ArkorError, InvalidRequestError
+from arkor_ray.errors import ArkorError, InvalidRequestError, from_wire
 from arkor_ray.schemas.base import invalid_request
 from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.serving.result_file import Result
@@ -125,7 +125,7 @@ def answer_all(
     """The answers, in no order and a few at a time; each once.
 
     Args:
-        questions: (index, {"messages", "tools"?}).
+        questions: (index, {"messages", "tools"?, "as_base"?}); as_base: the base answers, also where there is an adapter.
         replicas: actors, each with a GPU where the cluster has GPUs; None: one for each GPU, or one.
 
     A result has `index`, and `answer`, `tool_calls` where there are any, `finish_reason` and `usage`, or `error`.
@@ -133,7 +133,6 @@ def answer_all(
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
-    from ray.exceptions import RayError
 
     check_sampling(sampling)
     gpu = ray.cluster_resources().get("GPU", 0) >= 1
@@ -157,52 +156,52 @@ def answer_all(
             ),
             **resources,
         )
-        try:
-            for batch in answers.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                yield [json.loads(text) for text in batch["result"]]
-        except RayError as error:
-            raise _cause(error) from error
+        for batch in answers.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield [_result(text) for text in batch["result"]]
 
 
 class _Replica:
     """An actor of Ray Data's pool."""
 
     def __init__(self, speaker: Any, sampling: Sampling, engine: Engine) -> None:
+        """`speaker` may be a reference to one: an adapter is large."""
+        self._sampling = sampling
+        self._refused: ArkorError | None = None
+        try:
+            self._start(speaker, engine)
+        except ArkorError as error:  # raised here, it would reach the driver as text in a trace of Ray's
+            self._refused = error
+
+    def _start(self, speaker: Any, engine: Engine) -> None:
         import ray
 
         from arkor_ray.serving.app import InferenceArgs
         from arkor_ray.serving.chat_tokenizer import ChatTokenizer
         from arkor_ray.serving.llm_server import LLMServer
-        from arkor_ray.storage.base_files import base_files
         from arkor_ray.storage.local import LocalStore
 
         if isinstance(speaker, ray.ObjectRef):
             speaker = ray.get(speaker)
         adapter: AdapterFiles | None = speaker.adapter
-        self._sampling = sampling
         self._folder = tempfile.TemporaryDirectory(prefix="arkor-batch-")
         here = Path(self._folder.name)
         store = LocalStore(here / "store")
-        files = base_files(
-            speaker.base_model,
-            Path(tempfile.gettempdir()) / "arkor-ray-models",
-            name=speaker.base_model,
-            endpoint_url=locations.endpoint_url(),
-        )
         manifest = None
         if adapter is not None:
             if not adapter.has_tokenizer:
+                files = locations.fetch_base(speaker.base_model)
                 ChatTokenizer.load(files.path, **files.options).tokenizer.save_pretrained(here / "tokenizer")
                 own = {path.name: path.read_bytes() for path in (here / "tokenizer").iterdir()}
                 adapter = replace(adapter, files={**own, **adapter.files})
-            manifest = adapter.commit(store, files.path, speaker.precision)
+            manifest = adapter.commit(store, speaker.base_model, speaker.precision)
         self._adapter_id = adapter.adapter_id if adapter else None
         self._server = LLMServer(
             InferenceArgs(
-                base_model=files.path,
-                base_name=speaker.base_model,
+                base_model=speaker.base_model,
                 base_precision=speaker.precision,
                 storage_url=store.url,
+                storage_endpoint_url=locations.endpoint_url(),
+                model_cache=str(locations.model_cache()),
                 cache_dir=str(here / "cache"),
                 slots=1,
                 rows=engine.rows,
@@ -215,14 +214,18 @@ class _Replica:
             asyncio.run(self._server.admit(manifest.model_dump(mode="json"), None))
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        if self._refused is not None:
+            yield {"result": [json.dumps({"refused": self._refused.to_wire()})]}
+            return
         asked = zip(batch["index"].tolist(), batch["question"].tolist(), strict=True)
         answers = await asyncio.gather(*(self._answer(index, json.loads(question)) for index, question in asked))
         yield {"result": [json.dumps(answer) for answer in answers]}
 
     async def _answer(self, index: int, question: dict[str, Any]) -> Result:
         try:
+            adapter_id = None if question.pop("as_base", False) else self._adapter_id
             request = await asyncio.to_thread(_request, question, self._sampling)
-            async with aclosing(self._server.chat(request, self._adapter_id)) as items:  # type: ignore[type-var]
+            async with aclosing(self._server.chat(request, adapter_id)) as items:  # type: ignore[type-var]
                 return {"index": index, **await _collect(items)}
         except ArkorError as error:  # this row's, and no other's
             return {"index": index, "error": error.message}
@@ -270,9 +273,9 @@ def _room(replicas: int, kind: str) -> dict[str, Any]:
     return {"num_gpus": 1, "num_cpus": 0} if kind == "GPU" else {"num_cpus": 1}
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The error of ours that Ray wrapped, perhaps several times; else the one that it raised."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, ArkorError):
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return seen or error
+def _result(text: str) -> Result:
+    """Raises the error for which a replica can answer nothing."""
+    result = json.loads(text)
+    if "refused" in result:
+        raise from_wire(0, result["refused"])
+    return result

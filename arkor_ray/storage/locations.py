@@ -1,4 +1,5 @@
-"""Where a person says that something is or shall be: a path, file:///… or s3://bucket/…, as a store and a key in it.
+"""Where a person says that something is or shall be: a path, file:///… or s3://bucket/…, as a store and a key in it; and base
+models by their reference.
 
 For programs that run without the service. S3 services other than AWS are named by ARKOR_RAY_S3_ENDPOINT_URL.
 """
@@ -6,9 +7,11 @@ For programs that run without the service. S3 services other than AWS are named 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from arkor_ray.errors import InvalidRequestError
+from arkor_ray.storage.base_files import BaseFiles, base_files
 from arkor_ray.storage.object_store import ObjectStore, open_store
 
 
@@ -43,3 +46,13 @@ def open_file(text: str, *, param: str) -> tuple[ObjectStore, str]:
     if not name or name.startswith(".") or parent in ("s3:/", "file://"):
         raise InvalidRequestError(f"{param}: {text!r} names no file", param=param)
     return open_store(parent, endpoint_url=endpoint_url()), name
+
+
+def model_cache() -> Path:
+    """Where a node keeps base models that it fetched from S3."""
+    return Path(tempfile.gettempdir()) / "arkor-ray-models"
+
+
+def fetch_base(reference: str) -> BaseFiles:
+    """The files of a base model (see schemas/model.py) on this node. Raises ModelError or StorageError."""
+    return base_files(reference, model_cache(), name=reference, endpoint_url=endpoint_url())

@@ -16,9 +16,9 @@ from arkor_ray.schemas.job import Precision
 from arkor_ray.serving.batch import Sampling, Speaker, answer_all
 from arkor_ray.storage.adapter_files import AdapterFiles
 from arkor_ray.storage.base_files import BaseFiles
+from arkor_ray.storage.locations import fetch_base
 from arkor_ray.training.data import RowTokenizer, nothing_left
 from arkor_ray.training.data_sources import Row
-from arkor_ray.training.merge import fetch_base
 from arkor_ray.training.questions import questions_of
 from arkor_ray.training.supervision import ExampleEncoder
 
@@ -69,15 +69,17 @@ def evaluate(
     if sampling is None:
         return report
     questions = {index: asked for index, asked in questions_of(rows)[0].items() if asked.answer is not None}
-    requests = [(index, asked.request()) for index, asked in questions.items()]
+    requests, asked_of = [], {}
     for who in report:
-        told = speaker if who == "adapter" else replace(speaker, adapter=None)
-        given = {
-            result["index"]: result.get("answer")
-            for results in (answer_all(requests, told, sampling, replicas=replicas) if requests else ())
-            for result in results
-        }
-        report[who] |= score_answers([(asked.answer or "", given[index]) for index, asked in questions.items()])
+        for index, question in questions.items():
+            asked_of[len(requests)] = (who, index)
+            as_base = {"as_base": True} if who == "base" else {}
+            requests.append((len(requests), question.request() | as_base))
+    given: dict[tuple[str, int], str | None] = {}
+    for results in answer_all(requests, speaker, sampling, replicas=replicas) if requests else ():
+        given |= {asked_of[result["index"]]: result.get("answer") for result in results}
+    for who in report:
+        report[who] |= score_answers([(asked.answer or "", given[who, index]) for index, asked in questions.items()])
     return report
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from arkor_ray.errors import AdapterError, ConflictError
 from arkor_ray.schemas.job import Precision
-from arkor_ray.storage import locations
 from arkor_ray.storage.adapter_files import AdapterFiles
-from arkor_ray.storage.base_files import BaseFiles, base_files
+from arkor_ray.storage.base_files import BaseFiles
 
 #: What a merge of an adapter that was trained on a 4-bit base is not.
 QLORA_CAVEAT = (
@@ -49,12 +48,6 @@ def merge_adapter(adapter: AdapterFiles, files: BaseFiles, folder: Path, dtype: 
         tokenizer.save_pretrained(merged)
         merged.rename(folder)
     return folder
-
-
-def fetch_base(reference: str) -> BaseFiles:
-    """The base model's files on this node. Raises ModelError or StorageError."""
-    cache = Path(tempfile.gettempdir()) / "arkor-ray-models"
-    return base_files(reference, cache, name=reference, endpoint_url=locations.endpoint_url())
 
 
 def copy_adapter(adapter: AdapterFiles, folder: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from arkor_ray.errors import InvalidRequestError, ObjectExistsError
+from arkor_ray.errors import ConflictError, InvalidRequestError, ObjectExistsError
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.schemas.event import CHECKPOINT, COMPLETED, FAILED, LOG, STARTED, Event, event_data, log_fields
@@ -40,6 +40,9 @@ _FREE = {
     "save_steps",
     "gpu_types",
 }
+
+
+NAMESPACE = "arkor-standalone"
 
 
 def job_id_of(name: str) -> str:
@@ -73,13 +76,12 @@ def run_standalone(spec: JobSpec, on_event: Callable[[Event], None]) -> bool:
     """Runs the job, or the rest of it, on the Ray that this process is connected to. True when it completed.
 
     `on_event` is called in a thread with each event, as the service would have sent it, in order and before this returns.
-    Raises InvalidRequestError when the output has another job under this id or is not there for all nodes, and
-    what `run_job` raises when the attempt was lost: started again, the job goes on from its newest checkpoint.
+    Raises InvalidRequestError when the output has another job under this id or is not there for all nodes, ConflictError
+    while the same job runs, and what `run_job` raises when the attempt was lost: started again, the job goes on from its newest checkpoint.
     """
     check_shared(spec.storage_url)
     check_same_job(spec)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    log: Any = ray.remote(EventLog).options(num_cpus=0, scheduling_strategy=here).remote(spec.job_id, spec.storage_url)
+    log = _start_log(spec)
     follower = _Follower(log, on_event)
     follower.start()
     try:
@@ -87,6 +89,7 @@ def run_standalone(spec: JobSpec, on_event: Callable[[Event], None]) -> bool:
     finally:
         ray.get(log.close.remote())
         follower.join()
+        ray.kill(log)
     if follower.error is not None:
         raise follower.error
     return follower.last_type == COMPLETED
@@ -214,6 +217,19 @@ class EventLog:
             number = len(self._events) + 1
             self._events.append(Event(id=number, type=type, data=event_data(type, self._job_id, utcnow(), fields)))
             self._changed.notify_all()
+
+
+def _start_log(spec: JobSpec) -> Any:
+    """The job's EventLog on this node. Its name is the lock on the job: two drivers would write the same checkpoints."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": f"{spec.storage_url} {spec.job_id}", "namespace": NAMESPACE, "num_cpus": 0}
+    log: Any = ray.remote(EventLog)
+    try:
+        return log.options(scheduling_strategy=here, **options).remote(spec.job_id, spec.storage_url)
+    except ValueError as error:
+        raise ConflictError(
+            f"Job {spec.job_id} in {spec.storage_url} is running on this cluster; wait for it, or end it with `ray job stop`."
+        ) from error
 
 
 class _Follower(threading.Thread):

@@ -64,3 +64,13 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, text, sentence):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InvalidRequestError, match=r"Cannot read .*none\.yaml"):
         load_job_file(tmp_path / "none.yaml")
+
+
+def test_a_data_set_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.write_text("{}\n")
+    monkeypatch.chdir("/")
+    job = load(tmp_path, "model: m\ndataset: data/rows.jsonl\n")
+    assert job.config["datasetSource"] == {"type": "blob", "url": rows.as_uri()}
+    assert load(tmp_path, f"model: m\ndataset: {rows}\n") == job

@@ -104,3 +104,15 @@ def test_importing_the_demo_brings_in_no_torch():
         "sys.exit(bool({'torch', 'transformers', 'tokenizers', 'peft'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", source]).returncode == 0
+
+
+def test_a_model_by_the_demos_name_is_made_and_any_other_is_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_model, "ensure_demo_base", lambda cache: cache / "made")
+    monkeypatch.setenv("ARKOR_RAY_CACHE_DIR", str(tmp_path / "cache"))
+    assert base_model.base_reference("Arkor-Ray/demo-base") == str(tmp_path / "cache" / "demo-base" / "made")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert base_model.base_reference("mine") == str(tmp_path / "mine")
+    for name in ("owner/name@v1", "s3://bucket/model", "nonesuch"):
+        assert base_model.base_reference(name) == name

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 from arkor_ray.schemas.base import iso
-from arkor_ray.schemas.event import TERMINAL, Event, event_data
+from arkor_ray.schemas.event import TERMINAL, Event, event_data, log_fields
 
 NOON = datetime(2026, 8, 7, 12, 0, tzinfo=UTC)
 
@@ -40,3 +40,10 @@ def test_step_is_that_of_the_data() -> None:
 
 def test_three_events_end_a_job() -> None:
     assert {"training.completed", "training.failed", "training.cancelled"} == TERMINAL
+
+
+def test_a_log_entry_is_told_from_the_evaluation_at_its_step():
+    assert log_fields({"step": 4, "loss": 0.5, "learning_rate": 1e-3, "samples_per_second": 9.0}) == (
+        "log:4", {"step": 4, "loss": 0.5, "learningRate": 1e-3, "samplesPerSecond": 9.0},
+    )  # fmt: skip
+    assert log_fields({"step": 4, "eval_loss": 0.7}) == ("eval:4", {"step": 4, "evalLoss": 0.7})

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from arkor_ray.demo.testing import make_random_adapter, make_tiny_model
 from arkor_ray.errors import AdapterError, ConflictError
 from arkor_ray.storage.adapter_files import read_adapter
-from arkor_ray.training.merge import copy_adapter, fetch_base, merge_adapter
+from arkor_ray.storage.locations import fetch_base
+from arkor_ray.training.merge import copy_adapter, merge_adapter
 
 IDS = torch.arange(5, 60)[None]
 
