@@ -270,6 +270,7 @@ class Controller:
         while not self._stopping.is_set():
             try:
                 if reconciler is None:
+                    db.migrate()  # we may be the first to come
                     reconciler = Reconciler(
                         self._settings, db, RayJobsLauncher(off_the_head=self._settings.cluster), self._serving
                     )
