@@ -32,7 +32,7 @@ from tests.servers.ray_hosts import HEAD, SERVING, RayHosts, restart, running_cl
 
 OUT_S = 20.0
 RECOVERED_S = 180.0  # what takes longer counts as not recovered
-STEPS = 600
+STEPS = 400
 ASKERS = 3
 LIMITS = {
     "ARKOR_RAY_JOB_SILENCE_TIMEOUT_S": "12",
@@ -288,8 +288,15 @@ def _command(pid: int) -> str:
     return ""
 
 
-def run(only: list[str], *, fault_tolerant: bool, keep: Path | None) -> list[Outcome]:
-    """All cases, or those named PART or PART:FAULT, each printed as it is known."""
+def chosen(cases: list[tuple[str, str, Fault]], only: list[str]) -> list[tuple[str, str, Fault]]:
+    """All cases, or those that are named PART or PART:FAULT, in the order of the names."""
+    if not only:
+        return cases
+    return [case for name in only for case in cases if name in (case[0], f"{case[0]}:{case[1]}")]
+
+
+def run(only: list[str], *, fault_tolerant: bool, keep: Path | None, result: Path | None) -> list[Outcome]:
+    """Brings the chosen cases about, one after another; each is printed, and all are written to `result`, as they are known."""
     with contextlib.ExitStack() as stack:
         models = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="models-")))
         tiny = make_tiny_model(models, family="llama", hidden=64, layers=4)
@@ -308,11 +315,11 @@ def run(only: list[str], *, fault_tolerant: bool, keep: Path | None) -> list[Out
         print("undisturbed", flush=True)
         table.reference = losses(Follower(client, client.create_job("undisturbed", table.config).id).join())
         print(HEADER, flush=True)
-        for part, fault, bring_about in table.cases():
-            if only and part not in only and f"{part}:{fault}" not in only:
-                continue
+        for part, fault, bring_about in chosen(list(table.cases()), only):
             then = cluster.deploy if part == "head" and not fault_tolerant else None
             print(table.measure(part, fault, bring_about, then).row(), flush=True)
+            if result is not None:
+                result.write_text(json.dumps([asdict(outcome) for outcome in table.outcomes], indent=2) + "\n")
         table.finish_job()
         print("held at the end:", json.dumps(held(cluster)), flush=True)
         return table.outcomes
@@ -327,7 +334,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     only = [name for name in arguments.only.split(",") if name]
-    outcomes = run(only, fault_tolerant=not arguments.without_redis, keep=arguments.logs)
+    outcomes = run(only, fault_tolerant=not arguments.without_redis, keep=arguments.logs, result=arguments.json)
     print("\n" + HEADER)
     for outcome in outcomes:
         print(outcome.row())
