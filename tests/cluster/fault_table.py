@@ -295,7 +295,7 @@ def chosen(cases: list[tuple[str, str, Fault]], only: list[str]) -> list[tuple[s
     return [case for name in only for case in cases if name in (case[0], f"{case[0]}:{case[1]}")]
 
 
-def run(only: list[str], *, fault_tolerant: bool, keep: Path | None, result: Path | None) -> list[Outcome]:
+def run(only: list[str], *, fault_tolerant: bool, keep: Path | None, result: Path | None) -> None:
     """Brings the chosen cases about, one after another; each is printed, and all are written to `result`, as they are known."""
     with contextlib.ExitStack() as stack:
         models = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="models-")))
@@ -315,14 +315,16 @@ def run(only: list[str], *, fault_tolerant: bool, keep: Path | None, result: Pat
         print("undisturbed", flush=True)
         table.reference = losses(Follower(client, client.create_job("undisturbed", table.config).id).join())
         print(HEADER, flush=True)
-        for part, fault, bring_about in chosen(list(table.cases()), only):
-            then = cluster.deploy if part == "head" and not fault_tolerant else None
-            print(table.measure(part, fault, bring_about, then).row(), flush=True)
+        try:
+            for part, fault, bring_about in chosen(list(table.cases()), only):
+                then = cluster.deploy if part == "head" and not fault_tolerant else None
+                print(table.measure(part, fault, bring_about, then).row(), flush=True)
+            table.finish_job()
+            print("held at the end:", json.dumps(held(cluster)), flush=True)
+        finally:
+            print("\n" + "\n".join([HEADER, *(outcome.row() for outcome in table.outcomes)]), flush=True)
             if result is not None:
                 result.write_text(json.dumps([asdict(outcome) for outcome in table.outcomes], indent=2) + "\n")
-        table.finish_job()
-        print("held at the end:", json.dumps(held(cluster)), flush=True)
-        return table.outcomes
 
 
 def main() -> None:
@@ -334,12 +336,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     only = [name for name in arguments.only.split(",") if name]
-    outcomes = run(only, fault_tolerant=not arguments.without_redis, keep=arguments.logs, result=arguments.json)
-    print("\n" + HEADER)
-    for outcome in outcomes:
-        print(outcome.row())
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run(only, fault_tolerant=not arguments.without_redis, keep=arguments.logs, result=arguments.json)
 
 
 if __name__ == "__main__":
