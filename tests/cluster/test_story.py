@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.cluster, 
 
 STEPS = 300  # some ten seconds' training between the faults
 AWAY_S = 5.0
+OF_A_JOB = {"JobSupervisor", "Recorder", "TrainController", "RayTrainWorker", "SynchronizationActor"}
 CUT_S = 12.0  # longer than Ray waits for a node (tests.servers.ray_hosts.RAY)
 
 
@@ -97,7 +98,6 @@ def assert_nothing_is_left(cluster):
 
     def idle() -> bool:
         seen.update(held(cluster))
-        ours = [name for name in seen["actors"] if "Train" in name or "Recorder" in name or "JobSupervisor" in name]
-        return not ours and not seen["placement_groups"] and seen["kept"]["CPU"] < 0.1
+        return not OF_A_JOB & set(seen["actors"]) and not seen["placement_groups"] and seen["kept"]["CPU"] < 0.1
 
     wait_for(idle, 60, "Ray still holds something", lambda: str(seen))
