@@ -9,7 +9,7 @@ DEMO_ARGS ?=
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test test-unit test-gpu lint format bench clean
+.PHONY: help setup demo test test-unit test-cluster test-gpu lint format bench clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,10 +25,13 @@ demo: $(STAMP) ## Trains a small model, asks every checkpoint, chats with the re
 	$(BIN)/arkor-ray demo $(DEMO_ARGS)
 
 test: $(STAMP) ## All tests that this machine can run
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not cluster" $(PYTEST_ARGS)
 
 test-unit: $(STAMP) ## The fast ones
-	$(BIN)/python -m pytest -q -m "not gpu and not integration and not faults" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not gpu and not cluster and not integration and not faults" $(PYTEST_ARGS)
+
+test-cluster: $(STAMP) ## A cluster of several hosts whose nodes fail (root; needs what .ci/run installs)
+	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## Those that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)

@@ -16,6 +16,9 @@ from sqlalchemy.orm import Session, sessionmaker
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 CONNECT_S = 10  # a PostgreSQL that does not answer at all
+# One whose machine has vanished in the middle of a statement, or while a connection waits in the pool: libpq's words, where the
+# system's defaults are 15 minutes and two hours.
+GONE = {"tcp_user_timeout": 30_000, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 
 
 class Database:
@@ -34,7 +37,7 @@ class Database:
                 pool_pre_ping=True,
                 pool_size=10,
                 max_overflow=20,
-                connect_args={"connect_timeout": CONNECT_S},
+                connect_args={"connect_timeout": CONNECT_S, **GONE},
                 hide_parameters=True,  # or an error that is logged would show the values of rows, a data set's token too
             )
         else:

@@ -300,6 +300,7 @@ class Controller:
         while not self._stopping.is_set():
             try:
                 if reconciler is None:
+                    db.migrate()  # we may be the first to come
                     sweep = StorageSweep(self._settings, db)
                     reconciler = Reconciler(self._settings, db, RayJobsLauncher(self._settings), self._serving, sweep)
                 reconciler.turn()

@@ -79,6 +79,8 @@ class Recorder:
 
     async def beat(self) -> None:
         """The attempt lives: the controller launches another when it no longer hears so."""
+        if await self.should_stop():
+            return
         name = submission_id(self._job_id, self._attempt)
         await self._write(lambda s: leases.hold(s, name, holder=name, ttl_s=self._settings.job_silence_timeout_s))
 

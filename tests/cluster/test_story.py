@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.cluster, 
 
 STEPS = 300  # some ten seconds' training between the faults
 AWAY_S = 5.0
+OF_A_JOB = {"JobSupervisor", "Recorder", "TrainController", "RayTrainWorker", "SynchronizationActor"}
+CUT_S = 12.0  # longer than Ray waits for a node (tests.servers.ray_hosts.RAY)
 
 
 def after(follower: Follower, steps: int) -> None:
@@ -47,7 +49,7 @@ def test_a_job_survives_a_node_that_is_cut_off_and_the_death_of_the_head(cluster
 
         lost = cluster.nodes[TRAINING[0]]
         lost.host.cut()
-        time.sleep(AWAY_S)
+        time.sleep(CUT_S)
         lost.host.heal()
         lost.start_again_when_ended()
         after(follower, 5)
@@ -69,13 +71,33 @@ def test_a_job_survives_a_node_that_is_cut_off_and_the_death_of_the_head(cluster
     assert_nothing_is_left(cluster)
 
 
+def test_a_new_release_of_the_api_costs_no_event_and_no_request(cluster, client, job_config):
+    job = client.create_job("upgrade", job_config)
+    follower = Follower(client, job.id)
+    follower.wait_for(lambda e: e.type == event.CHECKPOINT)
+    before, serving = set(cluster.find("api")), cluster.find("replica")
+    with Asking(client, base_model="tiny") as asking:
+        cluster.deploy(release="2")
+        wait_for(
+            lambda: len(now := set(cluster.find("api"))) == len(before) and not now & before,
+            120, "the api's replicas were not replaced", lambda: f"{before} {cluster.find('api')}",
+        )  # fmt: skip
+        after(follower, 5)
+    assert cluster.find("replica") == serving, "a new api must leave the applications of base models alone"
+    assert asking.failures == []
+    client.cancel_job(job.id)
+    events = follower.join()
+    assert [e.id for e in events] == list(range(1, len(events) + 1))
+    logged = [e.data["step"] for e in events if e.type == event.LOG]
+    assert logged == list(range(1, len(logged) + 1))
+
+
 def assert_nothing_is_left(cluster):
     """Ray holds what the service needs when it is idle, and nothing of the jobs."""
     seen = {}
 
     def idle() -> bool:
         seen.update(held(cluster))
-        ours = [name for name in seen["actors"] if "Train" in name or "Recorder" in name or "JobSupervisor" in name]
-        return not ours and not seen["placement_groups"] and seen["kept"]["CPU"] < 0.1
+        return not OF_A_JOB & set(seen["actors"]) and not seen["placement_groups"] and seen["kept"]["CPU"] < 0.1
 
     wait_for(idle, 60, "Ray still holds something", lambda: str(seen))

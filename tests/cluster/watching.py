@@ -13,8 +13,6 @@ from arkor_ray.client.client import Client
 from tests.integration.stories import ask
 from tests.servers.ray_hosts import RayHosts
 
-PAUSE_S = 0.2
-
 _HELD = """
 import json, ray
 from ray.util.state import list_actors, list_placement_groups
@@ -33,10 +31,10 @@ class Asking:
     `answers`: (moment, seconds it took); `failures`: (moment, what was raised).
     """
 
-    def __init__(self, client: Client, **target: Any) -> None:
+    def __init__(self, client: Client, pause_s: float = 0.2, **target: Any) -> None:
         self.answers: list[tuple[float, float]] = []
         self.failures: list[tuple[float, str]] = []
-        self._client, self._target = client, target
+        self._client, self._pause_s, self._target = client, pause_s, target
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
 
@@ -63,7 +61,7 @@ class Asking:
         return [what for at, what in self.failures if since <= at <= until]
 
     def _ask(self) -> None:
-        while not self._ended.wait(PAUSE_S):
+        while not self._ended.wait(self._pause_s):
             began = time.monotonic()
             try:
                 ask(self._client, **self._target)

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from arkor_ray.client.client import Client
 from tests.integration.stories import ask
 from tests.servers.arkor import PARTS, wait_for
@@ -147,9 +149,13 @@ class RayHosts:
         for node, start in starts:
             node.finish(start)
 
-    def deploy(self) -> None:
-        """The documented command, on the head."""
-        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(ROOT / "serving" / "config.yaml")]
+    def deploy(self, release: str = "1") -> None:
+        """The documented command with the documented configuration, on the head. Another `release` replaces the api."""
+        config = yaml.safe_load((ROOT / "serving" / "config.yaml").read_text())
+        config["applications"][0]["args"]["release"] = release
+        path = self.folder / f"config-{release}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(path)]
         address = f"http://{self.hosts[HEAD].address}:{DASHBOARD_PORT}"
         environment = {**self.nodes[HEAD].environment, "RAY_DASHBOARD_ADDRESS": address}
         done = self.hosts[HEAD].run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from arkor_ray.db import jobs
+from arkor_ray.db import jobs, leases
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import Base, JobRow
 from arkor_ray.errors import AdapterError, ServiceUnavailableError
@@ -203,3 +203,27 @@ def test_a_refused_final_adapter_is_a_failure_of_that_kind(db, job_id, serving, 
 
     assert run(story()) is True
     assert recorded.total(metrics.JOB_FAILURES, reason="adapter_invalid") == 1
+
+
+def signs_of(db, job_id):
+    with db.read() as session:
+        return leases.renewals(session, [f"{job_id}-1"])
+
+
+def test_every_beat_is_a_later_sign_of_life(db, job_id):
+    async def run():
+        recorder = Recorder(job_id, 1)
+        await recorder.beat()
+        first = signs_of(db, job_id)
+        await recorder.beat()
+        return first, signs_of(db, job_id)
+
+    first, second = asyncio.run(run())
+    assert second[f"{job_id}-1"] > first[f"{job_id}-1"]
+
+
+def test_an_attempt_that_is_no_longer_the_newest_gives_no_sign_of_life(db, job_id):
+    with db.write() as session:
+        jobs.claim_attempt(session, job_id, attempt=2, submission_id="s2")
+    asyncio.run(Recorder(job_id, 1).beat())
+    assert signs_of(db, job_id) == {}

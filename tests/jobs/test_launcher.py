@@ -1,0 +1,86 @@
+"""The launcher against a Ray Jobs client that is told how to fail. What needs a real Ray is in tests/integration."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray import job_submission
+
+from arkor_ray.jobs import launcher as module
+from arkor_ray.jobs.decision import SubmissionState
+from arkor_ray.jobs.launcher import RayJobsLauncher
+from arkor_ray.placement import HARDLY_A_CPU
+
+
+class FakeJobs:
+    """What `ray.job_submission.JobSubmissionClient` is replaced with; counts how often it is made."""
+
+    made: list[str] = []
+    failure: Exception | None = None
+    submitted: list[dict] = []
+
+    def __init__(self, address):
+        self.made.append(address)
+
+    def get_job_info(self, submission):
+        if self.failure is not None:
+            raise self.failure
+        return SimpleNamespace(status=SimpleNamespace(value="RUNNING"), message=None)
+
+    def submit_job(self, **arguments):
+        self.submitted.append(arguments)
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    fake = type("Jobs", (FakeJobs,), {"submitted": [], "made": []})
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", fake)
+    return fake
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("refused"), TimeoutError("no answer"), RuntimeError("500")])
+def test_a_ray_that_does_not_answer_says_nothing_about_the_submission(jobs, failure):
+    jobs.failure = failure
+    assert RayJobsLauncher().state("job-1")[0] is SubmissionState.UNKNOWN
+
+
+def test_a_submission_that_ray_does_not_have_is_missing(jobs):
+    jobs.failure = RuntimeError("Request failed with status code 404: Job job-1 does not exist.")
+    assert RayJobsLauncher().state("job-1")[0] is SubmissionState.MISSING
+
+
+def test_after_many_failures_the_address_is_looked_up_anew(jobs):
+    launcher = RayJobsLauncher()
+    jobs.failure = ConnectionError("refused")
+    for _ in range(module.FAILURES):
+        launcher.state("job-1")
+    assert len(jobs.made) == 1
+    jobs.failure = None
+    assert launcher.state("job-1")[0] is SubmissionState.RUNNING
+    assert len(jobs.made) == 2
+
+
+def test_a_submission_whose_answer_was_lost_counts_if_ray_has_it(jobs, monkeypatch):
+    launcher = RayJobsLauncher()
+    monkeypatch.setattr(jobs, "submit_job", lambda self, **_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    launcher.submit("job", 1, {})
+
+
+def test_drivers_of_a_cluster_take_a_little_cpu_and_so_stay_off_its_head(jobs):
+    RayJobsLauncher(off_the_head=True).submit("job", 1, {})
+    RayJobsLauncher().submit("job", 1, {})
+    assert [each["entrypoint_num_cpus"] for each in jobs.submitted] == [HARDLY_A_CPU, None]
+
+
+def test_a_ray_that_takes_the_connection_and_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(module, "LIMITS_S", (0.2, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+        assert RayJobsLauncher().state("job-1")[0] is SubmissionState.UNKNOWN
