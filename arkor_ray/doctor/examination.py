@@ -117,5 +117,5 @@ def _check_service(settings: Settings) -> Iterator[Finding]:
     from arkor_ray.embedded import read_instance
 
     instance = read_instance(settings.data_dir)
-    yield service.check_exposure(settings.host, settings.anonymous)
+    yield service.check_exposure(settings.host, bool(settings.anonymous))
     yield from service.check_api(settings, instance)
