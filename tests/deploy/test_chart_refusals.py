@@ -130,7 +130,7 @@ PLACEHOLDERS = ["change-me", "Password123", "minioadmin", "my-secret-token", "xx
 
 @pytest.mark.parametrize(
     ("section", "key", "secret"),
-    [(*path, "change-me") for path in PATHS] + [(*PATHS[0], secret) for secret in PLACEHOLDERS],
+    [(*path, "change-me") for path in PATHS[1:]] + [(*PATHS[0], secret) for secret in PLACEHOLDERS],
 )
 def test_a_placeholder_is_refused_by_its_path_and_not_repeated(section, key, secret):
     said = refusal(with_values(EVERYTHING, **{section: {key: secret}}))
