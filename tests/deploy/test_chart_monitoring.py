@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 import ray
 
+from arkor_ray.telemetry import metrics
 from tests.deploy.chart import CHART, install
 
 DASHBOARD = json.loads((CHART / "dashboards" / "arkor-ray.json").read_text())
@@ -48,7 +48,6 @@ def test_the_dashboard_reaches_grafana_as_it_is_here():
 
 
 def test_its_own_metrics_are_those_of_the_service_each_with_the_labels_it_has():
-    metrics = pytest.importorskip("arkor_ray.telemetry.metrics")
     own = {name.removeprefix("ray_") for name in asked_for() if name.startswith("ray_arkor_")}
     assert own == set(metrics.REGISTRY)
     histograms = {name for name, each in metrics.REGISTRY.items() if isinstance(each, metrics.Histogram)}

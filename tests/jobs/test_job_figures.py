@@ -17,7 +17,7 @@ from arkor_ray.telemetry import metrics
 from tests.db.factories import create_job
 
 # ruff: noqa: F811
-from tests.jobs.test_controller import FakeLauncher, db, due_now, finish, launcher, reconciler, settings  # noqa: F401
+from tests.jobs.test_controller import FakeLauncher, clock, db, due_now, finish, launcher, reconciler, settings  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

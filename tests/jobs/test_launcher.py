@@ -13,6 +13,13 @@ from arkor_ray.jobs import launcher as module
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import RayJobsLauncher
 from arkor_ray.placement import HARDLY_A_CPU
+from arkor_ray.settings import Settings
+
+ONE_MACHINE = Settings.load()
+CLUSTER = Settings.load(
+    cluster=True, database_url="postgresql://arkor@db/arkor", storage_url="s3://arkor/jobs", node_roles=False
+)
+ROLES = CLUSTER.model_copy(update={"node_roles": True})
 
 
 class FakeJobs:
@@ -47,16 +54,16 @@ def jobs(monkeypatch):
 @pytest.mark.parametrize("failure", [ConnectionError("refused"), TimeoutError("no answer"), RuntimeError("500")])
 def test_a_ray_that_does_not_answer_says_nothing_about_the_submission(jobs, failure):
     jobs.failure = failure
-    assert RayJobsLauncher().state("job-1")[0] is SubmissionState.UNKNOWN
+    assert RayJobsLauncher(ONE_MACHINE).state("job-1")[0] is SubmissionState.UNKNOWN
 
 
 def test_a_submission_that_ray_does_not_have_is_missing(jobs):
     jobs.failure = RuntimeError("Request failed with status code 404: Job job-1 does not exist.")
-    assert RayJobsLauncher().state("job-1")[0] is SubmissionState.MISSING
+    assert RayJobsLauncher(ONE_MACHINE).state("job-1")[0] is SubmissionState.MISSING
 
 
 def test_after_many_failures_the_address_is_looked_up_anew(jobs):
-    launcher = RayJobsLauncher()
+    launcher = RayJobsLauncher(ONE_MACHINE)
     jobs.failure = ConnectionError("refused")
     for _ in range(module.FAILURES):
         launcher.state("job-1")
@@ -67,15 +74,21 @@ def test_after_many_failures_the_address_is_looked_up_anew(jobs):
 
 
 def test_a_submission_whose_answer_was_lost_counts_if_ray_has_it(jobs, monkeypatch):
-    launcher = RayJobsLauncher()
+    launcher = RayJobsLauncher(ONE_MACHINE)
     monkeypatch.setattr(jobs, "submit_job", lambda self, **_: (_ for _ in ()).throw(TimeoutError("no answer")))
     launcher.submit("job", 1, {})
 
 
 def test_drivers_of_a_cluster_take_a_little_cpu_and_so_stay_off_its_head(jobs):
-    RayJobsLauncher(off_the_head=True).submit("job", 1, {})
-    RayJobsLauncher().submit("job", 1, {})
+    RayJobsLauncher(CLUSTER).submit("job", 1, {})
+    RayJobsLauncher(ONE_MACHINE).submit("job", 1, {})
     assert [each["entrypoint_num_cpus"] for each in jobs.submitted] == [HARDLY_A_CPU, None]
+
+
+def test_drivers_run_on_nodes_for_training_where_nodes_have_roles(jobs):
+    for settings in (CLUSTER, ROLES):
+        RayJobsLauncher(settings).submit("job", 1, {})
+    assert [each["entrypoint_label_selector"] for each in jobs.submitted] == [None, {"arkor-ray/role": "training"}]
 
 
 def test_a_ray_that_takes_the_connection_and_never_answers_is_given_up(monkeypatch):
@@ -83,4 +96,4 @@ def test_a_ray_that_takes_the_connection_and_never_answers_is_given_up(monkeypat
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
-        assert RayJobsLauncher().state("job-1")[0] is SubmissionState.UNKNOWN
+        assert RayJobsLauncher(ONE_MACHINE).state("job-1")[0] is SubmissionState.UNKNOWN
