@@ -38,14 +38,14 @@ def main() -> int:
     parser.add_argument("command", choices=["up", "down"])
     parser.add_argument("--num-nodes", type=int, default=3, help="The head, which does no work, among them.")
     parser.add_argument("--cpus", type=int, default=2, help="Logical CPUs of each node but the head.")
-    parser.add_argument("--roles", action="store_true", help="The last node serves, those before it train.")
+    parser.add_argument("--roles", action="store_true", help="The last node serves, the second is for the API.")
     parser.add_argument("--port", type=int, default=0, help="Of the head's GCS; 0 takes a free one.")
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help="Logs, the token, and the service's data.")
     args = parser.parse_args()
-    fewest = 3 if args.roles else 2
+    fewest = 4 if args.roles else 2
     if args.num_nodes < fewest or args.cpus < 1:
         parser.error(f"--num-nodes must be {fewest} or more, --cpus 1 or more")
-    roles = ["control-plane", *["training"] * (args.num_nodes - 2), "serving"] if args.roles else []
+    roles = [*["control-plane"] * 2, *["training"] * (args.num_nodes - 3), "serving"] if args.roles else []
     nodes = [Node(f"127.0.0.{i + 2}", args.cpus if i else 0, *roles[i : i + 1]) for i in range(args.num_nodes)]
     directory = args.directory.expanduser().absolute()
     try:

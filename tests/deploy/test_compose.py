@@ -31,6 +31,7 @@ def test_every_secret_must_be_filled_in_and_the_example_has_none():
     used = dict(re.findall(r"\$\{(\w+)(:?[?-][^}]*)?\}", TEXT))
     assert used.keys() == EXAMPLE.keys()
     assert not any(EXAMPLE.values())
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
     assert {name for name, rest in used.items() if not rest.startswith(":?fill it in")} == {"HF_TOKEN"}
     for service in SERVICES.values():
         for name, value in service["environment"].items():

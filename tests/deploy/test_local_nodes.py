@@ -80,7 +80,7 @@ def test_every_node_is_ended_also_one_that_ignores_it(local_nodes, tmp_path, mon
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["up", "--num-nodes", "1"], "--num-nodes must be 2"), (["up", "--num-nodes", "2", "--roles"], "must be 3")],
+    [(["up", "--num-nodes", "1"], "--num-nodes must be 2"), (["up", "--num-nodes", "3", "--roles"], "must be 4")],
 )
 def test_too_few_nodes_are_refused(local_nodes, arguments, sentence, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["local_nodes.py", *arguments])

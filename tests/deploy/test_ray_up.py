@@ -61,6 +61,7 @@ def test_there_is_a_gpu_to_train_and_one_to_serve_before_anybody_asks(config):
         assert len(config["provider"]["worker_ips"]) >= 1
         return
     kinds = {kind["labels"][ROLE_LABEL]: kind for kind in config["available_node_types"].values()}
+    assert kinds["control-plane"]["min_workers"] >= 1, "the head has no CPU for anybody"
     for role in ("training", "serving"):
         assert 1 <= kinds[role]["min_workers"] < kinds[role]["max_workers"]
     assert config["max_workers"] >= sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())

@@ -32,7 +32,7 @@ def test_nodes_start_with_roles_and_end_with_all_they_started(tmp_path):
     call = [sys.executable, str(SCRIPT)]
     with log.open("wb") as output:
         up = subprocess.Popen(
-            [*call, "up", "--num-nodes=3", "--cpus=1", "--roles", f"--directory={directory}"],
+            [*call, "up", "--num-nodes=4", "--cpus=1", "--roles", f"--directory={directory}"],
             env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
@@ -44,8 +44,9 @@ def test_nodes_start_with_roles_and_end_with_all_they_started(tmp_path):
         seen = subprocess.run(command, env=joined, capture_output=True, text=True, timeout=120)
         assert json.loads(seen.stdout.splitlines()[-1]) == {
             "127.0.0.2": [0, "control-plane"],
-            "127.0.0.3": [1, "training"],
-            "127.0.0.4": [1, "serving"],
+            "127.0.0.3": [1, "control-plane"],
+            "127.0.0.4": [1, "training"],
+            "127.0.0.5": [1, "serving"],
         }, seen.stderr
         subprocess.run([*call, "down", f"--directory={directory}"], env=environment, check=True, timeout=60)
         assert up.wait(10) == 0
