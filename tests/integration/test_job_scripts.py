@@ -93,10 +93,10 @@ def test_another_job_under_the_same_id_is_refused(world, capsys):
 def test_a_job_that_runs_is_not_started_twice(world, capsys):
     from arkor_ray.training.standalone import NAMESPACE, EventLog
 
-    name = f"{world.runs.as_uri()} my-job"
-    running = ray.remote(EventLog).options(name=name, namespace=NAMESPACE, num_cpus=0).remote("my-job", "")
-    assert script("finetune").main(world.arguments) == 1
-    assert "my-job" in (error := capsys.readouterr().err) and "is running on this cluster" in error
+    name = f"{world.runs.as_uri()} other"
+    running = ray.remote(EventLog).options(name=name, namespace=NAMESPACE, num_cpus=0).remote("other", "")
+    assert script("finetune").main([*world.arguments, "--job-id", "other"]) == 1
+    assert "Job other" in (error := capsys.readouterr().err) and "is running on this cluster" in error
     ray.kill(running)
 
 
