@@ -69,7 +69,8 @@ def evaluate(
     if sampling is None:
         return report
     questions = {index: asked for index, asked in questions_of(rows)[0].items() if asked.answer is not None}
-    requests, asked_of = [], {}
+    requests: list[tuple[int, dict[str, Any]]] = []
+    asked_of: dict[int, tuple[str, int]] = {}
     for who in report:
         for index, question in questions.items():
             asked_of[len(requests)] = (who, index)

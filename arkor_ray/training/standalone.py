@@ -77,14 +77,15 @@ def run_standalone(spec: JobSpec, on_event: Callable[[Event], None]) -> bool:
 
     `on_event` is called in a thread with each event, as the service would have sent it, in order and before this returns.
     Raises InvalidRequestError when the output has another job under this id or is not there for all nodes, ConflictError
-    while the same job runs, and what `run_job` raises when the attempt was lost: started again, the job goes on from its newest checkpoint.
+    while the same job runs, and what `run_job` raises when the attempt was lost: started again, the job goes on from its
+    newest checkpoint.
     """
     check_shared(spec.storage_url)
-    check_same_job(spec)
     log = _start_log(spec)
     follower = _Follower(log, on_event)
     follower.start()
     try:
+        check_same_job(spec)
         run_job(spec, log)
     finally:
         ray.get(log.close.remote())
@@ -96,7 +97,7 @@ def run_standalone(spec: JobSpec, on_event: Callable[[Event], None]) -> bool:
 
 
 def check_same_job(spec: JobSpec) -> None:
-    """Raises InvalidRequestError when the output's job of this id was asked for something else."""
+    """Raises InvalidRequestError when the output's job of this id was asked for something else, and has checkpoints of that."""
     store, key = spec.open_store(), layout.job_config_key(spec.job_id)
     mine = _lasting(spec)
     try:
@@ -106,12 +107,16 @@ def check_same_job(spec: JobSpec) -> None:
         changed = [
             f"{name} is {mine[name]!r}, was {before.get(name)!r}" for name in mine if mine[name] != before.get(name)
         ]
-        if changed:
+        if not changed:
+            return
+        if any(store.list(layout.job_adapters_prefix(spec.job_id) + "step-")):
             raise InvalidRequestError(
-                f"--job-id {spec.job_id}: {spec.storage_url} has this job already, begun with other values: "
+                f"--job-id {spec.job_id}: {spec.storage_url} has checkpoints of this job, begun with other values: "
                 f"{'; '.join(changed)}. Put them back to go on with it, or give the new job a --job-id of its own",
                 param="--job-id",
             ) from None
+        store.delete_prefix(layout.dataset_prefix(spec.job_id))  # perhaps of another data set
+        store.put(key, json.dumps(mine, indent=1).encode())
 
 
 def check_shared(storage_url: str) -> None:

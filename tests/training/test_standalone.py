@@ -11,6 +11,7 @@ import pytest
 from arkor_ray.errors import InvalidRequestError, ModelError
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import CheckpointManifest, ManifestFile
+from arkor_ray.storage import layout
 from arkor_ray.training import standalone
 from arkor_ray.training.standalone import EventLog, check_same_job, check_shared, job_id_of, standalone_spec
 
@@ -69,14 +70,36 @@ def test_what_cannot_be_run_is_named(tmp_path, arguments, sentence):
         standalone_spec("job", {"model": "a/b", "datasetSource": SOURCE}, "runs")
 
 
+def trained(spec) -> None:
+    """As if the job had got to its first checkpoint."""
+    spec.open_store().put(layout.manifest_key(layout.adapter_id(spec.job_id, 1)), b"{}")
+
+
 def test_a_job_goes_on_with_other_workers_but_not_as_another_job(tmp_path):
-    check_same_job(spec_of(tmp_path, numWorkers=2, batchSize=4))
+    spec = spec_of(tmp_path, numWorkers=2, batchSize=4)
+    check_same_job(spec)
+    trained(spec)
     check_same_job(spec_of(tmp_path, numWorkers=1, batchSize=8, zeroStage=2, loggingSteps=5))
     with pytest.raises(
         InvalidRequestError, match=r"learning_rate is 0.1, was 0.0002; global_batch is 4, was 8\. Put them back"
     ):
         check_same_job(spec_of(tmp_path, learningRate=0.1))
     check_same_job(spec_of(tmp_path, job_id="another", learningRate=0.1))
+
+
+def test_a_job_that_has_not_trained_may_be_put_right(tmp_path):
+    wrong, right = (
+        spec_of(tmp_path),
+        spec_of(tmp_path, datasetSource={**SOURCE, "url": "https://example.com/right.jsonl"}),
+    )
+    check_same_job(wrong)
+    rows = layout.dataset_prefix("job") + "index.json"
+    wrong.open_store().put(rows, b"[]")
+    check_same_job(right)
+    assert right.open_store().head(rows) is None, "the wrong rows are not trained on"
+    trained(right)
+    with pytest.raises(InvalidRequestError, match="dataset_source is"):
+        check_same_job(wrong)
 
 
 def test_a_token_is_not_written_down(tmp_path):
@@ -162,5 +185,6 @@ def test_events_are_numbered_and_told_once():
 def test_the_base_may_not_change_under_a_job(tmp_path):
     spec = spec_of(tmp_path)
     check_same_job(spec)
+    trained(spec)
     with pytest.raises(InvalidRequestError, match="base_model is 'owner/other', was 'owner/base'"):
         check_same_job(replace(spec, base_model="owner/other"))
