@@ -101,7 +101,8 @@ class Settings(BaseSettings):
     adapter_days: float | None = Field(
         default=None,
         gt=0,
-        description="How long an ended job's adapters are kept, besides its last one and those served; empty: for ever.",
+        description="How long an ended job's logs and adapters are kept, besides its last adapter and those served; empty: "
+        "for ever.",
     )
     job_silence_timeout_s: float = Field(
         default=60.0, ge=10, description="An attempt at a job that gives no sign of life for so long is lost."

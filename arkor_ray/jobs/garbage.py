@@ -134,11 +134,13 @@ class _Collector:
             ids = {folder.job_id for folder, _ in batch}
             with self._db.read() as session:
                 ends, kept = jobs.ends(session, ids), checkpoints.kept(session, ids)
+            standalone = {job_id for job_id in ids - ends.keys() if self._is_standalone(job_id)}
             garbage = []
             for folder, objects in batch:
                 ended = ends.get(folder.job_id)
                 facts = Facts(
                     known=folder.job_id in ends,
+                    standalone=folder.job_id in standalone,
                     ended=ended,
                     committed=ended is not None and self._is_committed(folder, objects, now - ended),
                     pinned=folder.kind is Kind.ADAPTER and _adapter_id(folder) in kept,
@@ -170,6 +172,9 @@ class _Collector:
                     self._report.examples.append(info.key)
             if folder is not None and ours:
                 yield folder, ours
+
+    def _is_standalone(self, job_id: str) -> bool:
+        return job_id != "" and self._store.head(layout.job_config_key(job_id)) is not None
 
     def _is_committed(self, folder: Folder, objects: list[ObjectInfo], age: timedelta) -> bool:
         if folder.kind is Kind.ADAPTER:

@@ -28,13 +28,14 @@ class Garbage(StrEnum):
     ADAPTER = "old adapters of ended jobs"
     UNCOMMITTED = "checkpoints never finished"
     UPLOAD = "uploads never finished"
-    DOCTOR = "leftovers of the doctor"
+    LOG = "old logs of ended jobs"
+    PROBE = "leftovers of checks"
     UNKNOWN_JOB = "folders of unknown jobs"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long an ended job's things are kept; `adapter_age` None: adapters for ever."""
+    """How long an ended job's things are kept; `adapter_age` is for its logs too, None: for ever."""
 
     resume_age: timedelta
     adapter_age: timedelta | None = None
@@ -44,11 +45,13 @@ class Limits:
 class Facts:
     """What is known about a folder besides its objects.
 
-    `known`: the database has its job. `ended`: when that ended for good (`db.jobs.ends`). `committed`: its checkpoint has a
-    manifest. `pinned`: its adapter stays whatever its age (`db.checkpoints.kept`).
+    `known`: the database has its job. `standalone`: the job was run without the service. `ended`: when it ended for good
+    (`db.jobs.ends`). `committed`: its checkpoint has a manifest. `pinned`: its adapter stays whatever its age
+    (`db.checkpoints.kept`).
     """
 
     known: bool
+    standalone: bool = False
     ended: datetime | None = None
     committed: bool = False
     pinned: bool = False
@@ -61,8 +64,10 @@ def decide(
     idle = now - max(info.modified for info in objects)
     if idle < SAFETY_AGE:
         return None
-    if folder.kind is Kind.DOCTOR:
-        return Garbage.DOCTOR if idle >= LEFTOVER_AGE else None
+    if folder.kind is Kind.PROBE:
+        return Garbage.PROBE if idle >= LEFTOVER_AGE else None
+    if folder.kind is Kind.JOB or facts.standalone:
+        return None
     if not facts.known:
         return Garbage.UNKNOWN_JOB if idle >= LEFTOVER_AGE else None
     if facts.ended is None:
@@ -70,6 +75,8 @@ def decide(
     age = now - facts.ended
     if folder.kind is Kind.DATASET:
         return Garbage.DATASET if age >= limits.resume_age else None
+    if folder.kind is Kind.LOG:
+        return Garbage.LOG if limits.adapter_age is not None and age >= limits.adapter_age else None
     if not facts.committed:
         return Garbage.UNCOMMITTED if idle >= LEFTOVER_AGE else None
     if folder.kind is Kind.RESUME:

@@ -98,7 +98,8 @@ class Kind(StrEnum):
     RESUME = "resume"
     DATASET = "dataset"
     LOG = "log"
-    DOCTOR = "doctor"
+    JOB = "job"
+    PROBE = "probe"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ _FOLDERS = (
     (Kind.RESUME, rf"resume/(?P<job_id>{_ID.pattern})/step-(?P<step>[0-9]{{8,}})/", RESUME_INDEX_NAME),
     (Kind.DATASET, rf"datasets/(?P<job_id>{_ID.pattern})/", DATASET_INDEX_NAME),
     (Kind.LOG, rf"logs/(?P<job_id>{_ID.pattern})/", ""),
-    (Kind.DOCTOR, rf"doctor/{_ID.pattern}/", ""),
+    (Kind.JOB, rf"jobs/(?P<job_id>{_ID.pattern})/", ""),
+    (Kind.PROBE, rf"doctor/{_ID.pattern}/", ""),
+    (Kind.PROBE, r"probes/", ""),
 )
 
 

@@ -17,6 +17,6 @@ def test_serves_config_may_let_anybody_in_so_tokens_for_anybody_must_be_asked_fo
     monkeypatch.delenv("ARKOR_RAY_ANONYMOUS", raising=False)
     if said is not None:
         monkeypatch.setenv("ARKOR_RAY_ANONYMOUS", said)
-    monkeypatch.setattr(serve_app, "ensure_controller", lambda: None)
+    monkeypatch.setattr(serve_app, "ensure_controller", lambda settings: None)
     monkeypatch.setattr(serve_app, "build_api", lambda settings, num_replicas: settings)
     assert serve_app.application({}).anonymous is anonymous

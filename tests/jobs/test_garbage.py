@@ -68,7 +68,7 @@ def test_every_class_of_garbage_goes_and_everything_else_stays(db, store, backen
         Garbage.RESUME_STATE: (4, 12),
         Garbage.DATASET: (2, 11),
         Garbage.UNCOMMITTED: (2, 4),
-        Garbage.DOCTOR: (1, 1),
+        Garbage.PROBE: (1, 1),
         Garbage.UPLOAD: (1, 0),
     }
     assert (would.removed, would.unknown_jobs) == (did.removed, did.unknown_jobs)
@@ -238,6 +238,23 @@ def test_folders_of_unknown_jobs_go_only_when_asked_and_never_by_a_database_of_a
     assert (would.removed[Garbage.UNKNOWN_JOB].objects, len(local.stored())) == (2, 4)
     sweep(settings, local.db, local.store, dry_run=False, unknown_jobs=True)
     assert local.stored() == local.stored(layout.dataset_prefix(known))
+
+
+def test_a_job_that_was_run_without_the_service_stays_even_then(local, tmp_path):
+    settings = Settings.load(data_dir=tmp_path)
+    standalone, unknown = local.create(), local.create()
+    for job_id in (standalone, unknown):
+        local.commit_checkpoint(job_id, 10)
+        remove_job(local.db, job_id)
+    local.store.put(layout.job_config_key(standalone), b"{}")
+    known = local.create()
+    local.store.pass_time(days=400)
+    sweep(settings, local.db, local.store, dry_run=False, unknown_jobs=True)
+    assert {job_id for job_id in (standalone, unknown, known) if any(job_id in key for key in local.stored())} == {
+        standalone,
+        known,
+    }
+    assert len([key for key in local.stored() if standalone in key]) == 8
 
 
 def test_keys_that_no_store_takes_are_told_even_in_a_folder_of_ours(local, monkeypatch):

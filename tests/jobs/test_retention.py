@@ -19,6 +19,9 @@ FINAL = layout.manifest_key(layout.final_adapter_id(JOB))
 RESUME = layout.resume_prefix(JOB, 10) + "state.json"
 DATA = layout.dataset_prefix(JOB) + "index.json"
 DOCTOR = layout.doctor_prefix("x") + "small"
+PROBE = layout.shared_probe_key("x")
+LOG = layout.log_key(JOB, 1)
+CONFIG = layout.job_config_key(JOB)
 RUNNING = Facts(known=True)
 UNKNOWN = Facts(known=False)
 
@@ -33,12 +36,12 @@ def verdict(key: str, facts: Facts, *, ages: tuple[timedelta, ...] = (40 * DAY,)
     return decide(folder, [ObjectInfo(key, 1, NOW - age) for age in ages], facts, NOW, limits)
 
 
-@pytest.mark.parametrize("key", [ADAPTER, FINAL, RESUME, DATA])
+@pytest.mark.parametrize("key", [ADAPTER, FINAL, RESUME, DATA, LOG])
 def test_nothing_of_a_job_that_may_go_on_is_garbage_however_old(key):
     assert verdict(key, RUNNING, ages=(400 * DAY,)) is None
 
 
-@pytest.mark.parametrize("key", [ADAPTER, FINAL, RESUME, DATA, DOCTOR])
+@pytest.mark.parametrize("key", [ADAPTER, FINAL, RESUME, DATA, LOG, DOCTOR, PROBE])
 @pytest.mark.parametrize("facts", [UNKNOWN, ended(400 * DAY, committed=False), ended(400 * DAY)])
 def test_one_young_object_keeps_its_folder(key, facts):
     assert verdict(key, facts, ages=(400 * DAY, HOUR - timedelta(seconds=1)), limits=Limits(0 * DAY, DAY)) is None
@@ -69,11 +72,23 @@ def test_what_was_never_committed_goes_after_a_day_of_quiet(key):
 
 
 def test_folders_of_no_job_are_told_after_a_day():
-    for key in (ADAPTER, FINAL, RESUME, DATA):
+    for key in (ADAPTER, FINAL, RESUME, DATA, LOG):
         assert verdict(key, UNKNOWN, ages=(DAY,)) is Garbage.UNKNOWN_JOB
         assert verdict(key, UNKNOWN, ages=(DAY - HOUR,)) is None
 
 
-def test_the_doctor_may_take_a_day():
-    assert verdict(DOCTOR, UNKNOWN, ages=(DAY,)) is Garbage.DOCTOR
-    assert verdict(DOCTOR, UNKNOWN, ages=(DAY - HOUR,)) is None
+@pytest.mark.parametrize("key", [ADAPTER, FINAL, RESUME, DATA, CONFIG])
+def test_jobs_run_without_the_service_are_for_their_owners_to_remove(key):
+    assert verdict(key, Facts(known=False, standalone=True), ages=(400 * DAY,)) is None
+
+
+def test_logs_are_kept_as_long_as_adapters():
+    assert verdict(LOG, ended(31 * DAY)) is Garbage.LOG
+    assert verdict(LOG, ended(29 * DAY)) is None
+    assert verdict(LOG, ended(400 * DAY), limits=Limits(7 * DAY)) is None
+
+
+@pytest.mark.parametrize("key", [DOCTOR, PROBE])
+def test_a_check_may_take_a_day(key):
+    assert verdict(key, UNKNOWN, ages=(DAY,)) is Garbage.PROBE
+    assert verdict(key, UNKNOWN, ages=(DAY - HOUR,)) is None

@@ -90,7 +90,10 @@ def test_negative_steps_are_refused() -> None:
         (layout.adapter_prefix(layout.adapter_id(JOB, 7)) + "a/b", (layout.Kind.ADAPTER, JOB, 7, "manifest.json")),
         (layout.resume_prefix(JOB, 7) + "state.safetensors", (layout.Kind.RESUME, JOB, 7, "state.json")),
         (layout.dataset_prefix(JOB) + "train.jsonl", (layout.Kind.DATASET, JOB, None, "index.json")),
-        (layout.doctor_prefix(JOB) + "small", (layout.Kind.DOCTOR, "", None, "")),
+        (layout.doctor_prefix(JOB) + "small", (layout.Kind.PROBE, "", None, "")),
+        (layout.shared_probe_key("x"), (layout.Kind.PROBE, "", None, "")),
+        (layout.log_key(JOB, 2), (layout.Kind.LOG, JOB, None, "")),
+        (layout.job_config_key(JOB), (layout.Kind.JOB, JOB, None, "")),
     ],
 )
 def test_a_key_tells_its_folder(key: str, folder: tuple[object, ...]) -> None:
