@@ -47,8 +47,9 @@ def configure(**of_process: Any) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if os.environ.get(FORMAT_VARIABLE) == "json" else TextLines(_TEXT))
     root = logging.getLogger()
-    # Ray Train has one there, and every line would come twice; what writes elsewhere stays.
-    root.handlers = [other for other in root.handlers if type(other) is not logging.StreamHandler] + [handler]
+    # Ray Train has one of its own class there, and every line would come twice; what writes elsewhere stays.
+    console = (sys.stdout, sys.stderr)
+    root.handlers = [other for other in root.handlers if getattr(other, "stream", None) not in console] + [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("arkor_ray").setLevel(logging.INFO)
 

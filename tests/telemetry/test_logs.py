@@ -83,7 +83,9 @@ def test_tasks_take_their_subject_along_and_keep_it_apart(lines):
 
 
 def test_other_libraries_are_heard_from_warnings_on_and_nobody_twice(lines):
-    logging.getLogger().addHandler(logging.StreamHandler())  # as Ray Train does
+    from ray._private.log import PlainRayHandler
+
+    logging.getLogger().addHandler(PlainRayHandler())  # as Ray Train does
     lines("text")
     read = lines("text")
     logging.getLogger("httpx").info("GET https://bucket/key")
