@@ -34,7 +34,7 @@ from tests.servers.ray_hosts import HEAD, SERVING, RayHosts, restart, running_cl
 
 OUT_S = 20.0
 RECOVERED_S = 180.0  # what takes longer counts as not recovered
-STEPS = 400
+STEPS = 300
 ASKERS = 3
 LIMITS = {
     "ARKOR_RAY_JOB_SILENCE_TIMEOUT_S": "12",
@@ -184,7 +184,7 @@ class FaultTable:
         """A job that is training and has a while to go."""
         if self._follower is not None:
             step = max(losses(list(self._follower.events)), default=0)
-            if self._follower.alive and step < STEPS / 2:
+            if self._follower.alive and step < STEPS - 120:
                 self._follower.wait_for(lambda e: e.type == event.LOG and e.data["step"] >= step + 5, RECOVERED_S)
                 return self._follower
             self.finish_job()
