@@ -104,7 +104,7 @@ class RayJobsLauncher:
         from ray.util.state.exception import RayStateApiException
 
         address = self._connected().get_address()  # looking it up would take a minute where there is no head to ask
-        living = [("state", "!=", "REMOVED")]
+        living: Any = [("state", "!=", "REMOVED")]
         try:
             groups = list_placement_groups(address, filters=living, limit=10_000, timeout=int(LIMITS_S[1]))
         except RayStateApiException as error:
