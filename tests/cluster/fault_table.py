@@ -33,6 +33,7 @@ from tests.servers.arkor import Follower, wait_for
 from tests.servers.ray_hosts import HEAD, SERVING, RayHosts, restart, running_cluster, start_service
 
 OUT_S = 20.0
+SETTLING_S = 6.0  # after a fault's end, for what it does to show
 RECOVERED_S = 180.0  # what takes longer counts as not recovered
 STEPS = 240
 ASKERS = 3
@@ -219,7 +220,7 @@ class FaultTable:
 
     def _settled(self, follower: Follower, ended: float) -> bool:
         """Whether steps are logged and requests answered that began after the fault's end."""
-        if time.monotonic() - ended < 3:
+        if time.monotonic() - ended < SETTLING_S:
             self._step_at_end = max(losses(list(follower.events)), default=0)
             return False
         answered = any(each.answered_after(ended) is not None for each in self.asking)
@@ -227,7 +228,8 @@ class FaultTable:
 
     def _complete(self) -> bool:
         """Whether every node is up; also the next case is to meet a whole cluster."""
-        return all(node.find("raylet") for node in self.cluster.nodes.values())
+        head = self.cluster.nodes[HEAD]
+        return bool(head.find("gcs")) and all(node.find("raylet") for node in self.cluster.nodes.values())
 
     def _longest_silence(self, since: float, until: float) -> float:
         moments = sorted([since, until, *(at for each in self.asking for at, _ in each.answers if since < at < until)])
