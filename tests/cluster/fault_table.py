@@ -148,9 +148,9 @@ class FaultTable:
         restarts = len(self.supervisor.restarts)
         events, began, began_at = len(follower.events), time.monotonic(), utcnow()
         bring_about()
-        ended = time.monotonic()
         if then is not None:
             then()
+        ended = time.monotonic()
         # What a fault of some seconds does may show only afterwards: service has to be there once it is over.
         deadline = ended + RECOVERED_S
         while time.monotonic() < deadline:
