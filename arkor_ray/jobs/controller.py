@@ -50,6 +50,7 @@ NAME = "arkor-controller"
 LEASE = "controller"
 TURN_S = 0.5
 LEASE_S = 5.0
+RECLAIM_S = 10.0  # how often workers of lost attempts are looked for
 SWEEP_S = 60.0  # how often stored runs are swept
 SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
 
@@ -76,6 +77,7 @@ class Reconciler:
         self._watch = SilenceWatch(settings.job_silence_timeout_s, clock)
         self._next_sweep = 0.0
         self._figures = JobFigures(db)
+        self._next_reclaim = 0.0
 
     def turn(self) -> bool:
         """Looks at every open job once. False if another controller holds the lease."""
@@ -104,6 +106,7 @@ class Reconciler:
             free -= launched
         if self._storage_sweep is not None:
             self._storage_sweep.tick()
+        self._reclaim_workers()
         self._sweep_runs()
         CONTROLLER_TURN_SECONDS.observe(time.monotonic() - began)
         return True
@@ -151,6 +154,28 @@ class Reconciler:
             self._launcher.stop(submission)
         except (RuntimeError, OSError) as error:
             logger.warning("Submission %s could not be stopped: %s", submission, error)
+
+    def _reclaim_workers(self) -> None:
+        """Takes back, now and then, the workers of attempts that are no more.
+
+        Ray ends them with their driver. But a node that comes back after it was given up still runs for a moment, and Ray
+        grants it what it asks for: workers that nobody will ever end, in the place of those of the next attempt.
+        """
+        now = time.monotonic()
+        if now < self._next_reclaim:
+            return
+        self._next_reclaim = now + RECLAIM_S
+        try:
+            groups = self._launcher.worker_groups()  # first: whoever has workers by now was claimed before we read on
+        except (RuntimeError, OSError) as error:
+            logger.warning("Ray does not say who has workers: %s", error)
+            return
+        with self._db.read() as session:
+            current = {job.submission_id for job in jobs.to_reconcile(session)}
+        for group, submission in groups.items():
+            if submission not in current:
+                logger.warning("Workers of %s, which is no more, are taken back", submission)
+                self._launcher.remove_worker_group(group)
 
     def _sweep_runs(self) -> None:
         """Deletes runs that endpoints no longer keep, now and then."""

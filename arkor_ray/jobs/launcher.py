@@ -42,6 +42,12 @@ class Launcher(Protocol):
     def logs(self, submission: str) -> str | None:
         """What the driver printed so far; None if the submission is not known."""
 
+    def worker_groups(self) -> dict[str, str]:
+        """The placement groups that submissions of ours hold: id and submission. RuntimeError or OSError if Ray is away."""
+
+    def remove_worker_group(self, group: str) -> None:
+        """Frees what a placement group reserves, and ends what runs in it."""
+
 
 class RayJobsLauncher:
     """Ray Jobs through its REST API, on the Ray that this process is connected to.
@@ -56,6 +62,7 @@ class RayJobsLauncher:
         self._nodes = nodes_for(settings, "training")
         self._client: JobSubmissionClient | None = None
         self._failures = 0
+        self._submissions: dict[str, str | None] = {}  # by the number of their drivers
 
     def submit(self, job_id: str, attempt: int, environment: dict[str, str]) -> None:
         name = submission_id(job_id, attempt)
@@ -103,6 +110,37 @@ class RayJobsLauncher:
             raise ServiceUnavailableError(f"Ray Jobs does not give the log of {submission}", retry_after=1) from error
         except OSError as error:
             raise ServiceUnavailableError("Ray Jobs is not reachable", retry_after=1) from error
+
+    def worker_groups(self) -> dict[str, str]:
+        from ray.util.state import list_placement_groups
+        from ray.util.state.exception import RayStateApiException
+
+        address = self._connected().get_address()  # looking it up would take a minute where there is no head to ask
+        living: Any = [("state", "!=", "REMOVED")]
+        try:
+            groups = list_placement_groups(address, filters=living, limit=10_000, timeout=int(LIMITS_S[1]))
+        except RayStateApiException as error:
+            raise ConnectionError(str(error)) from error
+        creators = {group.creator_job_id for group in groups}
+        self._submissions = {c: self._submissions.get(c) or self._submission_of(c) for c in creators}
+        found = {group.placement_group_id: self._submissions[group.creator_job_id] for group in groups}
+        return {group: submission for group, submission in found.items() if submission is not None}
+
+    def remove_worker_group(self, group: str) -> None:
+        from ray import PlacementGroupID
+        from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+
+    def _submission_of(self, ray_job: str) -> str | None:
+        """The submission that Ray knows by this number of its driver; None if it is not one of ours."""
+        try:
+            info = self._connected().get_job_info(ray_job)
+        except RuntimeError as error:
+            if "does not exist" not in str(error):
+                raise
+            return None
+        return info.submission_id if "arkor_job_id" in (info.metadata or {}) else None
 
     def _connected(self) -> JobSubmissionClient:
         """Raises RuntimeError or ConnectionError while the REST API is away."""

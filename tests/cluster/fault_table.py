@@ -33,8 +33,9 @@ from tests.servers.arkor import Follower, wait_for
 from tests.servers.ray_hosts import HEAD, SERVING, RayHosts, restart, running_cluster, start_service
 
 OUT_S = 20.0
+SETTLING_S = 6.0  # after a fault's end, for what it does to show
 RECOVERED_S = 180.0  # what takes longer counts as not recovered
-STEPS = 400
+STEPS = 240
 ASKERS = 3
 LIMITS = {
     "ARKOR_RAY_JOB_SILENCE_TIMEOUT_S": "12",
@@ -118,6 +119,26 @@ class FaultTable:
             yield name, "hang", lambda host=host: self._hang_host(host)  # type: ignore[misc]
             yield name, "cut off", lambda host=host: self._cut(host)  # type: ignore[misc]
 
+    def deploy_again(self) -> None:
+        """What an operator does when a head has forgotten everything, as soon as there is one."""
+        deadline = time.monotonic() + RECOVERED_S
+        while True:
+            try:
+                return self.cluster.deploy()
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def undisturbed(self, kept: Path | None) -> dict[int, float]:
+        """The loss of every step when nothing happens: out of the file `kept`, or else measured, and kept there."""
+        if kept is not None and kept.exists():
+            return {int(step): loss for step, loss in json.loads(kept.read_text()).items()}
+        curve = losses(Follower(self.client, self.client.create_job("undisturbed", self.config).id).join())
+        if kept is not None:
+            kept.write_text(json.dumps(curve))
+        return curve
+
     def measure(self, part: str, fault: str, bring_about: Fault, then: Fault | None = None) -> Outcome:
         """One case. `then` is what an operator has to do after this fault."""
         follower = self._running_job()
@@ -127,9 +148,9 @@ class FaultTable:
         restarts = len(self.supervisor.restarts)
         events, began, began_at = len(follower.events), time.monotonic(), utcnow()
         bring_about()
-        ended = time.monotonic()
         if then is not None:
             then()
+        ended = time.monotonic()
         # What a fault of some seconds does may show only afterwards: service has to be there once it is over.
         deadline = ended + RECOVERED_S
         while time.monotonic() < deadline:
@@ -184,7 +205,7 @@ class FaultTable:
         """A job that is training and has a while to go."""
         if self._follower is not None:
             step = max(losses(list(self._follower.events)), default=0)
-            if self._follower.alive and step < STEPS / 2:
+            if self._follower.alive and step < STEPS - 100:
                 self._follower.wait_for(lambda e: e.type == event.LOG and e.data["step"] >= step + 5, RECOVERED_S)
                 return self._follower
             self.finish_job()
@@ -199,7 +220,7 @@ class FaultTable:
 
     def _settled(self, follower: Follower, ended: float) -> bool:
         """Whether steps are logged and requests answered that began after the fault's end."""
-        if time.monotonic() - ended < 3:
+        if time.monotonic() - ended < SETTLING_S:
             self._step_at_end = max(losses(list(follower.events)), default=0)
             return False
         answered = any(each.answered_after(ended) is not None for each in self.asking)
@@ -207,7 +228,8 @@ class FaultTable:
 
     def _complete(self) -> bool:
         """Whether every node is up; also the next case is to meet a whole cluster."""
-        return all(node.find("raylet") for node in self.cluster.nodes.values())
+        head = self.cluster.nodes[HEAD]
+        return bool(head.find("gcs")) and all(node.find("raylet") for node in self.cluster.nodes.values())
 
     def _longest_silence(self, since: float, until: float) -> float:
         moments = sorted([since, until, *(at for each in self.asking for at, _ in each.answers if since < at < until)])
@@ -297,13 +319,15 @@ def chosen(cases: list[tuple[str, str, Fault]], only: list[str]) -> list[tuple[s
     return [case for name in only for case in cases if name in (case[0], f"{case[0]}:{case[1]}")]
 
 
-def run(only: list[str], *, fault_tolerant: bool, keep: Path | None, result: Path | None) -> None:
-    """Brings the chosen cases about, one after another; each is printed, and all are written to `result`, as they are known."""
+def run(arguments: argparse.Namespace) -> None:
+    """Brings the chosen cases about, one after another; each is printed as it is known, all are written at the end."""
+    only = [name for name in arguments.only.split(",") if name]
+    fault_tolerant = not arguments.without_redis
     with contextlib.ExitStack() as stack:
         models = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="models-")))
         tiny = make_tiny_model(models, family="llama", hidden=64, layers=4)
         cluster = stack.enter_context(
-            running_cluster({"tiny": tiny}, fault_tolerant=fault_tolerant, keep=keep, environment=LIMITS)
+            running_cluster({"tiny": tiny}, fault_tolerant=fault_tolerant, keep=arguments.logs, environment=LIMITS)
         )
         start_service(cluster, base_model="tiny")
         client = stack.enter_context(cluster.client())
@@ -315,32 +339,32 @@ def run(only: list[str], *, fault_tolerant: bool, keep: Path | None, result: Pat
             for _ in range(ASKERS)
         ]
         table = FaultTable(cluster, client, supervisor, asking, rows)
-        print("undisturbed", flush=True)
-        table.reference = losses(Follower(client, client.create_job("undisturbed", table.config).id).join())
+        table.reference = table.undisturbed(arguments.reference)
         print(HEADER, flush=True)
         try:
             for part, fault, bring_about in chosen(list(table.cases()), only):
-                then = cluster.deploy if part == "head" and not fault_tolerant else None
+                then = table.deploy_again if part == "head" and not fault_tolerant else None
                 print(table.measure(part, fault, bring_about, then).row(), flush=True)
             table.finish_job()
             print("held at the end:", json.dumps(held(cluster)), flush=True)
         finally:
             print("\n" + "\n".join([HEADER, *(outcome.row() for outcome in table.outcomes)]), flush=True)
-            if result is not None:
-                result.write_text(json.dumps([asdict(outcome) for outcome in table.outcomes], indent=2) + "\n")
+            if arguments.json is not None:
+                arguments.json.write_text(json.dumps([asdict(outcome) for outcome in table.outcomes], indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what each failure of a cluster costs.")
     parser.add_argument("--only", default="", help="cases, as PART or PART:FAULT, separated by commas")
     parser.add_argument("--json", type=Path, help="a file for the outcomes")
+    parser.add_argument(
+        "--reference", type=Path, help="a file that keeps the undisturbed curve from one run to the next"
+    )
     parser.add_argument("--without-redis", action="store_true", help="a head that forgets everything when it dies")
     parser.add_argument("--logs", type=Path, help="a folder for Ray's logs")
-    arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    only = [name for name in arguments.only.split(",") if name]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run(only, fault_tolerant=not arguments.without_redis, keep=arguments.logs, result=arguments.json)
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class FakeLauncher:
     states: dict[str, SubmissionState] = field(default_factory=dict)
     submitted: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)
     refusing: bool = False
 
     def submit(self, job_id, attempt, environment):
@@ -46,6 +47,12 @@ class FakeLauncher:
 
     def logs(self, submission):
         return ""
+
+    def worker_groups(self):
+        return dict(self.groups)
+
+    def remove_worker_group(self, group):
+        del self.groups[group]
 
     def die(self, submission):
         self.states[submission] = SubmissionState.FAILED
@@ -233,6 +240,29 @@ def test_an_attempt_that_cannot_be_stopped_is_launched_again_all_the_same(db, re
         clock.advance(5)
         reconciler.turn()
     assert job(db, job_id).submission_id is None
+
+
+def test_workers_of_an_attempt_that_is_no_more_are_taken_back(db, reconciler, launcher, monkeypatch):
+    monkeypatch.setattr(controller, "RECLAIM_S", 0)
+    job_id, ended = create_job(db), create_job(db)
+    reconciler.turn()
+    launcher.groups = {"a": f"{job_id}-1", "b": f"{ended}-1"}
+    reconciler.turn()
+    assert set(launcher.groups) == {"a", "b"}
+    launcher.die(f"{job_id}-1")
+    reconciler.turn()
+    due_now(db, job_id)
+    reconciler.turn()
+    launcher.groups = {"a": f"{job_id}-1", "b": f"{ended}-1", "c": f"{job_id}-2"}  # a ghost has made one
+    reconciler.turn()
+    assert set(launcher.groups) == {"b", "c"}
+    finish(db, ended, JobStatus.CANCELLED)
+    reconciler.turn()
+    assert set(launcher.groups) == {"b", "c"}, "it may still be saving its state"
+    launcher.die(f"{ended}-1")
+    reconciler.turn()
+    reconciler.turn()
+    assert set(launcher.groups) == {"c"}
 
 
 def test_what_is_kept_about_signs_of_life_goes_with_the_job(db, reconciler, launcher):

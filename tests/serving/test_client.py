@@ -1,0 +1,123 @@
+"""Reaching serving while parts of Ray are away, against a Ray that is told what to say."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import ray
+
+from arkor_ray.errors import ServiceUnavailableError
+from arkor_ray.serving import client
+
+MANIFEST = {"base_model": "base", "base_precision": "fp32", "adapter_id": "job-step-1"}
+
+
+class FakeController:
+    """The service's controller: `answer` comes from whatever is asked, or is raised."""
+
+    def __init__(self, answer=None):
+        self.answer = answer
+        self.default_precision = self.ensure_serving = self
+
+    def remote(self, *_):
+        return self._reply()
+
+    async def _reply(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if isinstance(self.answer, asyncio.Event):
+            await self.answer.wait()
+        return self.answer
+
+
+class FakeRay:
+    """Its head knows the controller, or nobody (`lose`); counts how often it is asked."""
+
+    def __init__(self):
+        self.controller: FakeController | None = FakeController("fp32")
+        self.asked = 0
+
+    def get_actor(self, *_):
+        self.asked += 1
+        if self.controller is None:
+            raise ValueError("no such actor")
+        return self.controller
+
+
+class FakeReplica:
+    """A deployment handle that takes adapters."""
+
+    def options(self, session_id):
+        return self
+
+    @property
+    def admit(self):
+        return self
+
+    async def remote(self, manifest, data):
+        return {"adapter_id": manifest["adapter_id"]}
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    monkeypatch.setattr(client, "_controller", [])
+    monkeypatch.setattr(client, "_handles", {})
+    monkeypatch.setattr(client, "ENSURED_S", 0.1)
+    fake = FakeRay()
+    monkeypatch.setattr(ray, "get_actor", fake.get_actor)
+
+    async def server_handle(*_):
+        return FakeReplica()
+
+    monkeypatch.setattr(client, "server_handle", server_handle)
+    return fake
+
+
+def ask():
+    return asyncio.run(client.ask_controller("default_precision"))
+
+
+def test_the_controller_is_looked_up_once_so_that_it_answers_while_the_head_is_away(fake_ray):
+    assert ask() == "fp32"
+    assert ask() == "fp32"
+    assert fake_ray.asked == 1
+
+
+def test_a_controller_that_is_restarting_is_not_looked_up_again_but_one_that_was_stopped_is(fake_ray):
+    ask()
+    fake_ray.controller.answer = ray.exceptions.ActorUnavailableError("restarting", None)
+    with pytest.raises(ServiceUnavailableError):
+        ask()
+    fake_ray.controller.answer = ray.exceptions.ActorDiedError()
+    with pytest.raises(ServiceUnavailableError):
+        ask()
+    fake_ray.controller = FakeController("bf16")
+    assert ask() == "bf16"
+    assert fake_ray.asked == 2
+
+
+def test_a_service_without_a_controller_is_starting(fake_ray):
+    fake_ray.controller = None
+    with pytest.raises(ServiceUnavailableError, match="starting"):
+        ask()
+
+
+def test_an_adapter_is_admitted_where_serving_ran_before_though_nobody_can_say_that_it_does(fake_ray):
+    async def run():
+        first = await client.admit(MANIFEST, None)
+        fake_ray.controller.answer = asyncio.Event()  # never set: it waits for a head that is away
+        return first, await client.admit(MANIFEST, None)
+
+    first, second = asyncio.run(run())
+    assert first == second == {"adapter_id": "job-step-1"}
+
+
+def test_an_application_that_never_ran_is_waited_for(fake_ray):
+    fake_ray.controller.answer = asyncio.Event()
+
+    async def run():
+        await asyncio.wait_for(client.admit(MANIFEST, None), 0.5)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
