@@ -35,7 +35,7 @@ def test_buckets_rise_and_are_in_a_base_unit() -> None:
 
 
 def test_the_operators_page_lists_every_metric() -> None:
-    page = Path(__file__).parents[2] / "docs" / "observability.md"
+    page = Path(__file__).parents[2] / "cluster" / "OBSERVABILITY.md"
     rows = dict(re.findall(r"^\| `ray_(arkor_\w+)` \| (.*) \|$", page.read_text(), re.MULTILINE))
     described = {
         metric.name: f"{type(metric).__name__.lower()} | {', '.join(f'`{tag}`' for tag in metric.tags)} | {metric.description}"
