@@ -78,6 +78,7 @@ def local_places(settings: Any) -> list[str]:
 def look_from_here() -> dict[str, Any]:
     """Runs on each node: its versions, its settings, and whether it reaches what the service needs."""
     import ray
+    from ray._private.authentication.authentication_utils import get_authentication_mode_name
     from ray._raylet import get_authentication_mode  # type: ignore[attr-defined]
 
     from arkor_ray import __version__, service
@@ -88,7 +89,7 @@ def look_from_here() -> dict[str, Any]:
         "ray": ray.__version__,
         "python": platform.python_version(),
         "arkor_ray": __version__,
-        "auth": str(get_authentication_mode().name).lower(),  # there is no public way to ask
+        "auth": get_authentication_mode_name(get_authentication_mode()),  # there is no public way to ask
         "settings": {},
         "unreachable": "",
     }
