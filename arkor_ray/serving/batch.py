@@ -74,7 +74,8 @@ class Sampling:
             if (value := getattr(self, name)) not in (None, [])
         }
         if self.json_schema is not None:
-            body["structured_outputs"] = {"json": self.json_schema}
+            # A model that is unsure would rather write blanks than come to an end.
+            body["structured_outputs"] = {"json": self.json_schema, "disable_any_whitespace": True}
         return body
 
 

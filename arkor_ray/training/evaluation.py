@@ -200,7 +200,11 @@ def score_answers(answers: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
     }
     wanted_objects = [_object(wanted) for wanted, _ in answers]
     if all(wanted is not None for wanted in wanted_objects):
-        pairs = [(wanted, _object(given)) for wanted, (_, given) in zip(wanted_objects, answers, strict=True) if wanted]
+        pairs = [
+            (wanted, _object(given))
+            for wanted, (_, given) in zip(wanted_objects, answers, strict=True)
+            if wanted is not None
+        ]
         fields = list(dict.fromkeys(key for wanted, _ in pairs for key in wanted))
         scores["valid_json"] = _share(given is not None for _, given in pairs)
         scores["same_json"] = _share(given == wanted for wanted, given in pairs)

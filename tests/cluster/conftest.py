@@ -10,6 +10,7 @@ import pytest
 
 from arkor_ray.demo.testing import make_tiny_model
 from tests.integration.stories import write_rows
+from tests.servers.hosts import NotPermittedError
 from tests.servers.processes import ServerMissingError, required
 from tests.servers.ray_hosts import RayHosts, running_cluster, start_service
 
@@ -23,6 +24,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHosts]:
         with running_cluster({"tiny": tiny}, keep=Path(keep) if keep else None) as running:
             start_service(running, base_model="tiny")
             yield running
+    except NotPermittedError as error:
+        pytest.skip(str(error))
     except ServerMissingError as error:
         if required():
             pytest.fail(f"CI_REQUIRE_SERVERS=1, but {error}")

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from tests.servers.processes import ServerMissingError
 
+
 _NETWORK = "10.77.0"
 _NAMESPACES = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
@@ -38,6 +39,10 @@ while True:
     except ChildProcessError:
         time.sleep(0.1)
 """
+
+
+class NotPermittedError(Exception):
+    """Hosts cannot be made here, whatever is installed: a container may keep even root from making namespaces."""
 
 
 class Host:
@@ -108,7 +113,7 @@ class Hosts:
         if missing:
             raise ServerMissingError(f"{', '.join(missing)} not found: apt-get install iproute2 util-linux")
         if os.geteuid() != 0:
-            raise ServerMissingError("network namespaces need root")
+            raise NotPermittedError("network namespaces need root")
         self._switch = f"arkor-{os.getpid()}-sw"
         self._hosts = {
             name: Host(name, f"arkor-{os.getpid()}-{name}", f"{_NETWORK}.{10 + i}", f"port{i}", self._switch)
@@ -128,6 +133,7 @@ class Hosts:
         command = [sys.executable, "-m", "tests.servers.hosts", str(self._folder), *namespaces, self._switch]
         self._watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         try:
+            _run("unshare", "--mount", "--pid", "--fork", "--net", "true")
             _ip("netns", "add", self._switch)
             _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
             _ip("-n", self._switch, "link", "set", "br0", "up")
@@ -135,7 +141,7 @@ class Hosts:
                 self._plug_in(host)
         except subprocess.CalledProcessError as error:
             self._end()
-            raise ServerMissingError(f"network namespaces cannot be made here: {error.stderr.strip()}") from error
+            raise NotPermittedError(f"namespaces cannot be made here: {error.stderr.strip()}") from error
         return self
 
     def __exit__(
@@ -163,7 +169,11 @@ class Hosts:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=30)
+    _run("ip", *arguments)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
 
 
 def _enter(namespace: Any) -> None:

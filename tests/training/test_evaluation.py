@@ -42,6 +42,11 @@ def test_json_answers_are_compared_field_by_field():
     assert scores["fields"] == {"category": pytest.approx(4 / 7), "urgency": pytest.approx(2 / 6)}
 
 
+def test_an_empty_object_is_an_answer_like_any_other():
+    scores = score_answers([("{}", "{ }"), ("{}", "  "), ("{}", None), ("{}", '{"a": 1}')])
+    assert (scores["valid_json"], scores["same_json"], scores["fields"]) == (0.5, 0.25, {})
+
+
 def test_one_wanted_answer_that_is_no_object_makes_it_text():
     assert set(score_answers([('{"a": 1}', '{"a": 1}'), ("text", "text")])) == {"rows", "exact_match"}
 
