@@ -23,7 +23,6 @@ from typing import Any, Self
 
 from tests.servers.processes import ServerMissingError
 
-
 _NETWORK = "10.77.0"
 _NAMESPACES = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
