@@ -148,8 +148,9 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("fuzz")
     configured = Settings(
-        data_dir=folder, cache_dir=folder, models={MODEL: "base/model", "Tiny": "base/tiny"}, max_queued_jobs=10**6
-    )
+        data_dir=folder, cache_dir=folder, models={MODEL: "base/model", "Tiny": "base/tiny"}, max_queued_jobs=10**6,
+        public_url="http://testserver",  # as Starlette's client calls it
+    )  # fmt: skip
     db = Database(configured.database_url)
     db.migrate()
     app = create_app(configured, db, FakeGateway(), logs=FakeLogs())
