@@ -217,6 +217,7 @@ def running_cluster(
         variables = {
             **storage.environment,
             "ARKOR_RAY_CLUSTER": "1",
+            "ARKOR_RAY_ANONYMOUS": "1",  # clients get their tokens by themselves; nobody else is in this network
             "ARKOR_RAY_DATABASE_URL": database,
             "ARKOR_RAY_STORAGE_URL": f"s3://{bucket}/arkor",
             "ARKOR_RAY_MODELS": ",".join(f"{name}={path}" for name, path in models.items()),
