@@ -9,7 +9,7 @@ from tests.integration.stories import assert_checkpoints_answer, assert_whole, c
 from tests.servers.arkor import Follower
 from tests.servers.ray_hosts import HEAD, TRAINING
 
-pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 STEPS = 120
 
