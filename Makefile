@@ -30,7 +30,7 @@ test: $(STAMP) ## All tests that this machine can run
 test-unit: $(STAMP) ## The fast ones
 	$(BIN)/python -m pytest -q -m "not gpu and not cluster and not integration and not faults" $(PYTEST_ARGS)
 
-test-cluster: $(STAMP) ## A cluster of several hosts whose nodes fail (root; needs what .ci/run installs)
+test-cluster: $(STAMP) ## A cluster of several hosts whose nodes fail (root; redis-server and iproute2 besides what .ci/run installs)
 	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## Those that need an NVIDIA GPU
