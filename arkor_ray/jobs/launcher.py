@@ -137,7 +137,7 @@ class RayJobsLauncher:
         try:
             info = self._connected().get_job_info(ray_job)
         except RuntimeError as error:
-            if "does not exist" not in str(error):
+            if UNKNOWN_TO_RAY not in str(error):
                 raise
             return None
         return info.submission_id if "arkor_job_id" in (info.metadata or {}) else None

@@ -2,112 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
 
 from arkor_ray.db import leases, runs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import Base, CounterRow, EventRow, JobRow, LeaseRow, RunRow
+from arkor_ray.db.tables import CounterRow, EventRow, JobRow, LeaseRow, RunRow
 from arkor_ray.events import publisher
 from arkor_ray.jobs import controller
 from arkor_ray.jobs.controller import Reconciler
-from arkor_ray.jobs.decision import SubmissionState
-from arkor_ray.jobs.launcher import submission_id
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
-from arkor_ray.settings import Settings
 from tests.db.endpoint_rows import publish, run_of
 from tests.db.factories import create_job
-
-
-@dataclass
-class FakeLauncher:
-    """A Ray that does what it is told: `run`, `die`, `forget`, `refuse`."""
-
-    states: dict[str, SubmissionState] = field(default_factory=dict)
-    submitted: list[str] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
-    groups: dict[str, str] = field(default_factory=dict)
-    refusing: bool = False
-
-    def submit(self, job_id, attempt, environment):
-        if self.refusing:
-            raise RuntimeError("no agent")
-        self.submitted.append(submission_id(job_id, attempt))
-        self.states[submission_id(job_id, attempt)] = SubmissionState.RUNNING
-
-    def state(self, submission):
-        return self.states.get(submission, SubmissionState.MISSING), "message"
-
-    def stop(self, submission):
-        self.stopped.append(submission)
-        self.states[submission] = SubmissionState.STOPPED
-
-    def logs(self, submission):
-        return ""
-
-    def worker_groups(self):
-        return dict(self.groups)
-
-    def remove_worker_group(self, group):
-        del self.groups[group]
-
-    def die(self, submission):
-        self.states[submission] = SubmissionState.FAILED
-
-    def forget_all(self):
-        self.states.clear()
-
-
-@pytest.fixture
-def db(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'arkor.db'}")
-    Base.metadata.create_all(database.engine)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def launcher():
-    return FakeLauncher()
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return Settings.load(data_dir=tmp_path, max_running_jobs=2, job_max_retries=1, cancel_grace_s=5)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += seconds
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def reconciler(settings, db, launcher, clock):
-    return Reconciler(settings, db, launcher, clock=clock)
+from tests.jobs.fake_launcher import due_now, finish
 
 
 def job(db: Database, job_id: str) -> JobRow:
     with db.read() as session:
         return session.get(JobRow, job_id)
-
-
-def due_now(db: Database, job_id: str) -> None:
-    with db.write() as session:
-        session.get(JobRow, job_id).retry_at = utcnow()
 
 
 def test_jobs_are_launched_oldest_first_up_to_the_limit(db, reconciler, launcher):
@@ -288,11 +202,6 @@ def test_one_job_that_cannot_be_advanced_does_not_hold_up_the_others(db, reconci
     monkeypatch.setattr(launcher, "submit", refuse_one)
     reconciler.turn()
     assert launcher.submitted == [f"{good}-1"]
-
-
-def finish(db: Database, job_id: str, status: JobStatus) -> None:
-    with db.write() as session:
-        assert publisher.finish(session, job_id, status, type=f"training.{status.value}", fields={})
 
 
 def count_runs(db: Database) -> int:

@@ -15,9 +15,7 @@ from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.telemetry import metrics
 from tests.db.factories import create_job
-
-# ruff: noqa: F811
-from tests.jobs.test_controller import FakeLauncher, clock, db, due_now, finish, launcher, reconciler, settings  # noqa: F401
+from tests.jobs.fake_launcher import due_now, finish
 
 
 @pytest.fixture(autouse=True)

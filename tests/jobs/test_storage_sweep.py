@@ -13,7 +13,7 @@ from arkor_ray.jobs.storage_sweep import StorageSweep
 from arkor_ray.settings import Settings
 from arkor_ray.storage import layout, open_store
 from tests.db.databases import migrated_database
-from tests.jobs.test_controller import FakeLauncher
+from tests.jobs.fake_launcher import FakeLauncher
 
 
 @pytest.fixture
