@@ -25,6 +25,8 @@ GIVE_UP_S = 120.0  # a lost replica is replaced, its base model loaded again, we
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 2.0
 PREPARE_S = 240.0  # well before clients give up waiting for an answer
+ASK_AGAIN_S = 60.0  # how old what the controller said may be
+ANSWER_S = 2.0
 SLOW_S = 15.0  # a request that has not begun by then may wait for an application that is gone
 
 
@@ -179,6 +181,10 @@ class RayInferenceGateway:
 class RayCluster:
     """`Cluster` of the Ray that this process is part of."""
 
+    def __init__(self) -> None:
+        self._precision: str | None = None
+        self._asked_at = 0.0
+
     async def ensure_serving(self, base_model: str, base_precision: str) -> None:
         await serving.ensure_serving(base_model, base_precision)
 
@@ -189,7 +195,21 @@ class RayCluster:
             raise ServiceUnavailableError("The inference application has just been removed", retry_after=1) from error
 
     async def default_precision(self) -> str:
-        return str(await serving.ask_controller("default_precision"))
+        """As the controller last said: it changes only when the first GPU joins, and a controller that hangs is no reason for
+        requests to wait."""
+        now = asyncio.get_running_loop().time()
+        if self._precision is None:
+            self._precision, self._asked_at = str(await serving.ask_controller("default_precision")), now
+        elif now - self._asked_at > ASK_AGAIN_S:
+            self._asked_at = now  # whoever comes meanwhile takes what is known
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    self._precision = str(await serving.ask_controller("default_precision"))
+            except (TimeoutError, ServiceUnavailableError) as error:
+                logger.warning(
+                    "The controller does not say the default precision; it stays %s: %s", self._precision, error
+                )
+        return self._precision
 
     def is_lost(self, error: BaseException) -> bool:
         from ray.exceptions import RayError, RayTaskError

@@ -310,3 +310,56 @@ async def test_request_that_waits_for_a_removed_application_has_it_started(monke
         await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.wait({task})
+
+
+class HangingController:
+    """Answers `default_precision` until it hangs, or is not there."""
+
+    def __init__(self) -> None:
+        self.precision, self.asked = "fp32", 0
+        self.hanging, self.gone = False, False
+
+    async def ask(self, method: str) -> str:
+        assert method == "default_precision"
+        self.asked += 1
+        if self.gone:
+            raise ServiceUnavailableError("The controller is starting; try again")
+        if self.hanging:
+            await asyncio.Event().wait()
+        return self.precision
+
+
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> HangingController:
+    controller = HangingController()
+    monkeypatch.setattr(ray_gateway.serving, "ask_controller", controller.ask)
+    monkeypatch.setattr(ray_gateway, "ANSWER_S", 0.05)
+    return controller
+
+
+async def test_the_default_precision_is_asked_for_once_and_again_after_a_while(controller, monkeypatch) -> None:
+    cluster = RayCluster()
+    assert [await cluster.default_precision() for _ in range(3)] == ["fp32"] * 3
+    assert controller.asked == 1
+    monkeypatch.setattr(ray_gateway, "ASK_AGAIN_S", 0.0)
+    controller.precision = "bf16"
+    assert await cluster.default_precision() == "bf16"
+
+
+@pytest.mark.parametrize("away", ["hanging", "gone"])
+async def test_a_controller_that_is_away_keeps_no_request_waiting_that_knows_the_precision(
+    controller, monkeypatch, away
+) -> None:
+    cluster = RayCluster()
+    await cluster.default_precision()
+    monkeypatch.setattr(ray_gateway, "ASK_AGAIN_S", 0.0)
+    setattr(controller, away, True)
+    async with asyncio.timeout(5):
+        assert await cluster.default_precision() == "fp32"
+    assert controller.asked == 2
+
+
+async def test_a_first_request_needs_the_controller(controller) -> None:
+    controller.gone = True
+    with pytest.raises(ServiceUnavailableError, match="starting"):
+        await RayCluster().default_precision()
