@@ -56,6 +56,7 @@ def _check_open(db: Database, shown: str) -> Iterator[Finding]:
         with db.engine.connect() as connection:
             sqlite = connection.dialect.name == "sqlite"
             version = connection.scalar(text("SELECT sqlite_version()" if sqlite else "SHOW server_version"))
+            forgets = not sqlite and connection.scalar(text("SHOW synchronous_commit")) == "off"
             times = []
             for _ in range(5):
                 begun = time.perf_counter()
@@ -70,6 +71,11 @@ def _check_open(db: Database, shown: str) -> Iterator[Finding]:
         yield warning(NAME, said, "put the database nearer: every event of a job waits for it")
     else:
         yield ok(NAME, said)
+    if forgets:
+        yield fail(
+            NAME, "synchronous_commit is off: its crash would take back events and jobs that were acknowledged",
+            "set synchronous_commit to on, its default, for this server or for the service's user",
+        )  # fmt: skip
     yield from check_tables(db)
 
 

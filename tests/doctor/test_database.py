@@ -45,6 +45,13 @@ def test_a_migrated_database_is_well_and_nothing_is_left_in_it(db: Database):
         assert session.scalar(text("SELECT count(*) FROM leases")) == 0
 
 
+def test_one_whose_crash_would_take_back_what_it_acknowledged_is_told(postgres: Database):
+    forgetful = make_url(postgres.url).update_query_dict({"options": "-c synchronous_commit=off"})
+    told = [f for f in check_database(forgetful.render_as_string(hide_password=False)) if f.status is Status.FAIL]
+    assert [("synchronous_commit is off" in f.found, "default" in f.remedy) for f in told] == [(True, True)]
+    assert not [f for f in check_database(postgres.url) if f.status is Status.FAIL]
+
+
 def test_one_that_is_not_there_yet_is_not_made(tmp_path: Path):
     (finding,) = check_database(f"sqlite:///{tmp_path / 'a' / 'arkor.db'}")
     assert (finding.status, "arkor-ray up" in finding.found) == (Status.OK, True)
