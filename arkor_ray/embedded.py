@@ -213,7 +213,7 @@ class LocalRay:
     def _connect(self, address: str) -> None:
         import ray
 
-        from arkor_ray.jobs.controller import NAMESPACE
+        from arkor_ray.placement import NAMESPACE
 
         if self._address is not None:
             check_answers(self._address)
@@ -292,12 +292,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def _check_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConflictError(f"--port {port} on {host}: {error.strerror}; choose another port") from error
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ConflictError(f"--port {port} on {host}: {error.strerror}; choose another port") from error
 
 
 def check_answers(address: str) -> None:

@@ -1,4 +1,4 @@
-"""On which nodes of a cluster each part runs.
+"""On which nodes of a cluster each part runs, and the names that its parts find each other by.
 
 Without `Settings.node_roles` anywhere, so every node needs every extra of the package. With it each part stays on the nodes
 whose Ray label `arkor-ray/role` names it, and a node needs what its own role imports.
@@ -13,6 +13,9 @@ from arkor_ray.settings import Settings
 # What a process reserves that needs no core for itself. Not 0: that Ray would also place on a node without CPUs, which is how
 # the head of a cluster is started so that nothing is lost with it.
 HARDLY_A_CPU = 0.01
+
+NAMESPACE = "arkor"  # of all our actors
+CONTROLLER = "arkor-controller"
 
 Role = Literal["control-plane", "training", "serving"]
 ROLE_LABEL = "arkor-ray/role"

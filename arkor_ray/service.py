@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 from sqlalchemy import make_url
 
-from arkor_ray.db.session import DATABASE_AWAY, Database
+from arkor_ray.db.session import DATABASE_AWAY, Database, reason
 from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.jobs.controller import ensure_controller
+from arkor_ray.placement import CONTROLLER, NAMESPACE
 from arkor_ray.settings import Settings
 from arkor_ray.storage import layout, open_store
 
@@ -58,8 +59,7 @@ def check_database(settings: Settings) -> None:
         db.engine.connect().close()
     except DATABASE_AWAY as error:
         shown = make_url(settings.database_url).render_as_string(hide_password=True)
-        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-        raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason}") from error
+        raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason(error)}") from error
     finally:
         db.close()
 
@@ -94,10 +94,8 @@ def stop(*, ray_goes_on: bool = False) -> None:
     """
     import ray
 
-    from arkor_ray.jobs.controller import NAME, NAMESPACE
-
     try:
-        controller = ray.get_actor(NAME, NAMESPACE)
+        controller = ray.get_actor(CONTROLLER, NAMESPACE)
         ray.get(controller.stop.remote(), timeout=5)
         ray.kill(controller)
     except (ValueError, ray.exceptions.RayError):

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from arkor_ray.api.assistant_turn import AssistantTurn, call_delta
 from arkor_ray.api.error_handlers import public_error
 from arkor_ray.api.sse import DONE_FRAME, frame
 from arkor_ray.errors import InternalError, ServiceUnavailableError
+from arkor_ray.serving.assistant_turn import AssistantTurn, call_delta
 
 # Clients give up after 300 s without response headers, and they learn more from an error than from that.
 START_LIMIT_S = 240.0

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from arkor_ray.api.assistant_turn import AssistantTurn
 from arkor_ray.api.endpoint_directory import ServedEndpoint
 from arkor_ray.api.run_store import RunStore
 from arkor_ray.db.runs import NewRun
 from arkor_ray.schemas.base import utcnow
+from arkor_ray.serving.assistant_turn import AssistantTurn
 
 Items = AsyncGenerator[dict[str, Any]]
 BYTES_PER_TOKEN = 8  # of an answer in memory, about

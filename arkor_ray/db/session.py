@@ -106,3 +106,8 @@ def _tune_sqlite(engine: Engine) -> None:
     def on_begin(connection: Connection) -> None:
         mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
         connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def reason(error: Exception) -> str:
+    """The driver's words in one line, without the statement and its parameters."""
+    return " ".join(str(getattr(error, "orig", error)).split())[:300]

@@ -52,6 +52,8 @@ def _check_open(db: Database, shown: str) -> Iterator[Finding]:
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
+    from arkor_ray.db.session import reason
+
     try:
         with db.engine.connect() as connection:
             sqlite = connection.dialect.name == "sqlite"
@@ -82,6 +84,8 @@ def _check_open(db: Database, shown: str) -> Iterator[Finding]:
 def check_tables(db: Database) -> Iterator[Finding]:
     """Migrated to this version, and writable."""
     from sqlalchemy.exc import SQLAlchemyError
+
+    from arkor_ray.db.session import reason
 
     try:
         state, revision, head = migration_state(db)
@@ -130,11 +134,6 @@ def migration_state(db: Database) -> tuple[str, str | None, str | None]:
     if revision not in known:
         return "unknown", revision, head
     return ("head" if revision == head else "behind"), revision, head
-
-
-def reason(error: Exception) -> str:
-    """The driver's words, without the statement and its parameters."""
-    return " ".join(str(getattr(error, "orig", error)).split())[:300]
 
 
 def _try_to_write(db: Database) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from arkor_ray.doctor.findings import Finding, fail, ok, warning
+from arkor_ray.schemas.address import is_loopback
 
 if TYPE_CHECKING:
     from arkor_ray.settings import Settings
@@ -49,7 +49,7 @@ def check_api(settings: Settings, instance: dict[str, Any] | None) -> Iterator[F
 
 
 def check_exposure(host: str, anonymous: bool) -> Finding:
-    if anonymous and not _is_loopback(host):
+    if anonymous and not is_loopback(host):
         return warning(
             "access", f"listens on {host} and gives a token to anybody who asks",
             "set ARKOR_RAY_ANONYMOUS=0 and make tokens with `arkor-ray tokens issue`",
@@ -64,10 +64,3 @@ def _checks(answer: httpx.Response) -> dict[str, str] | None:
     except (ValueError, AttributeError):
         return None
     return checks if isinstance(checks, dict) else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

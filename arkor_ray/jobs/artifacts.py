@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from arkor_ray.schemas.checkpoint import Artifact, CheckpointManifest
+from arkor_ray.schemas.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Artifact, CheckpointManifest
 
 FINAL = "final"
 
-_KINDS = {"adapter_model.safetensors": "weights", "adapter_config.json": "adapter_config"}
+_KINDS = {WEIGHTS_FILE: "weights", CONFIG_FILE: "adapter_config"}
 
 
 def artifacts(api_url: str, manifest: CheckpointManifest) -> list[Artifact]:

@@ -12,22 +12,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
 from arkor_ray.db import jobs, leases, runs
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
-from arkor_ray.errors import ModelError, ServiceUnavailableError
 from arkor_ray.events import publisher
 from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.job_figures import JobFigures
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.jobs.serving_applications import ServingApplications
 from arkor_ray.jobs.silence import SilenceWatch
 from arkor_ray.jobs.storage_sweep import StorageSweep
-from arkor_ray.placement import HARDLY_A_CPU, nodes_for
+from arkor_ray.placement import CONTROLLER, HARDLY_A_CPU, NAMESPACE, nodes_for
 from arkor_ray.schemas import event
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import BasePrecision
@@ -45,8 +44,6 @@ from arkor_ray.telemetry.metrics import (
 
 logger = logging.getLogger(__name__)
 
-NAMESPACE = "arkor"
-NAME = "arkor-controller"
 LEASE = "controller"
 TURN_S = 0.5
 LEASE_S = 5.0
@@ -63,7 +60,7 @@ class Reconciler:
         settings: Settings,
         db: Database,
         launcher: Launcher,
-        serving: Serving | None = None,
+        serving: ServingApplications | None = None,
         storage_sweep: StorageSweep | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -217,79 +214,13 @@ class Reconciler:
             )
 
 
-class Serving:
-    """Starts serving applications, one per base model and precision; concurrent callers share one start."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._starts: dict[str, Future[None]] = {}
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="serving")
-
-    def default_precision(self) -> Precision:
-        """The precision of a base model where nothing is said: bf16 if the cluster has GPUs, else fp32."""
-        if self._settings.default_precision != "auto":
-            return self._settings.default_precision
-        import ray
-
-        return "bf16" if ray.cluster_resources().get("GPU", 0) > 0 else "fp32"
-
-    def precision_of(self, config: JobConfig) -> BasePrecision:
-        """The base precision that a job trains on, and that its adapters are therefore served on."""
-        return "nf4" if config.load_in_4bit else config.precision or self.default_precision()
-
-    def prefetch(self, base_model: str, base_precision: BasePrecision) -> None:
-        """Begins to start the application and returns; a failure is logged here and told to whoever needs it later."""
-        self._start(base_model, base_precision).add_done_callback(_log_failure)
-
-    def ensure(self, base_model: str, base_precision: BasePrecision) -> None:
-        """Returns once the application runs. Raises what its start raised."""
-        self._start(base_model, base_precision).result()
-
-    def _start(self, base_model: str, base_precision: BasePrecision) -> Future[None]:
-        from arkor_ray.serving.app import application_name
-
-        name = application_name(base_model, base_precision)
-        with self._lock:
-            start = self._starts.get(name)
-            if start is None or start.done():  # a done one proves nothing about now: the application may be gone
-                start = self._starts[name] = self._pool.submit(self._run, name, base_model, base_precision)
-            return start
-
-    def _run(self, name: str, base_model: str, base_precision: BasePrecision) -> None:
-        from ray import serve
-        from ray.serve.schema import ApplicationStatus
-
-        from arkor_ray.serving.app import build_app, inference_args
-
-        # Serve repairs what is starting or has lost a replica; running it anew would replace the replicas that are well.
-        on_the_way = (ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY, ApplicationStatus.DELETING)
-        while (application := serve.status().applications.get(name)) is not None:
-            if application.status == ApplicationStatus.RUNNING:
-                return
-            if application.status not in on_the_way:
-                break
-            time.sleep(0.2)
-        logger.info("Starting serving application %s for %s (%s)", name, base_model, base_precision)
-        try:
-            serve.run(
-                build_app(inference_args(self._settings, base_model, base_precision)), name=name, route_prefix=None
-            )
-        except RuntimeError as error:  # Serve gives up on a deployment whose replicas end again and again
-            failed = serve.status().applications.get(name)
-            reason = str((failed and failed.message) or error)
-            if ModelError.__name__ in reason:
-                raise ModelError(f"The base model {base_model} cannot be served: {reason[-600:]}") from error
-            raise ServiceUnavailableError(f"Serving of {base_model} did not start: {reason[-600:]}") from error
-
-
 class Controller:
     """The actor: turns the Reconciler in a thread and answers those who need a serving application."""
 
     def __init__(self) -> None:
         process.begin()
         self._settings = Settings.load()
-        self._serving = Serving(self._settings)
+        self._serving = ServingApplications(self._settings)
         self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
         self._stopping = threading.Event()
         self._stopped = threading.Event()
@@ -342,7 +273,7 @@ def ensure_controller(settings: Settings) -> Any:
     import ray
 
     options: dict[str, Any] = {
-        "name": NAME,
+        "name": CONTROLLER,
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
@@ -365,8 +296,3 @@ def _view(job: JobRow) -> decision.JobView:
         retry_at=job.retry_at,
         completed_at=job.completed_at,
     )
-
-
-def _log_failure(start: Future[None]) -> None:
-    if error := start.exception():
-        logger.error("A serving application did not start: %s", error, exc_info=error)

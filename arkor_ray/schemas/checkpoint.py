@@ -10,6 +10,9 @@ from pydantic import Field, ValidationError
 from arkor_ray.errors import AdapterError
 from arkor_ray.schemas.base import StoredModel, Timestamp, WireModel
 
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
 BasePrecision = Literal["fp32", "bf16", "fp16", "nf4"]
 
 
@@ -17,6 +20,14 @@ class ManifestFile(StoredModel):
     path: str = Field(description="Relative to the adapter's folder.")
     size_bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> ManifestFile:
+        return cls(path=path, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def is_of(self, data: bytes) -> bool:
+        """Whether these are the bytes that the entry was made of."""
+        return hashlib.sha256(data).hexdigest() == self.sha256
 
 
 class ParityProbe(StoredModel):
@@ -59,10 +70,16 @@ class CheckpointManifest(StoredModel):
         """Hash of the stored bytes: the identity that caches and `system_fingerprint` carry."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
+    def file(self, path: str) -> ManifestFile:
+        """Raises AdapterError when there is none of that name."""
+        for file in self.files:
+            if file.path == path:
+                return file
+        raise AdapterError(f"Adapter {self.adapter_id} has no {path}.")
+
     @property
     def weights(self) -> ManifestFile:
-        """The entry of `adapter_model.safetensors`."""
-        return next(file for file in self.files if file.path == "adapter_model.safetensors")
+        return self.file(WEIGHTS_FILE)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> CheckpointManifest:

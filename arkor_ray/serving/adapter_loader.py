@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from arkor_ray.errors import AdapterError, NotFoundError, ObjectNotFoundError
-from arkor_ray.schemas.checkpoint import CheckpointManifest, ManifestFile
+from arkor_ray.schemas.checkpoint import CONFIG_FILE, CheckpointManifest, ManifestFile
 from arkor_ray.serving.blob_cache import BlobCache, RamCache
 from arkor_ray.serving.single_flight import SingleFlight
 from arkor_ray.storage import layout
@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Tier = Literal["ram", "disk", "storage", "pushed"]
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 _TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
@@ -172,12 +170,12 @@ class AdapterLoader:
         """The weights, and the name of the tier that had them."""
         from arkor_ray.serving.engine.lora_weights import parse_adapter
 
-        config, _ = self._read(manifest, _file(manifest, CONFIG))
+        config, _ = self._read(manifest, manifest.file(CONFIG_FILE))
         try:
             options = json.loads(config)
         except ValueError as error:
-            raise AdapterError(f"Adapter {manifest.adapter_id}: {CONFIG} is not JSON: {error}") from error
-        data, tier = self._read(manifest, _file(manifest, WEIGHTS))
+            raise AdapterError(f"Adapter {manifest.adapter_id}: {CONFIG_FILE} is not JSON: {error}") from error
+        data, tier = self._read(manifest, manifest.weights)
         weights = parse_adapter(manifest.adapter_id, data, options, self._linears(), max_rank=self._max_rank)
         return weights, _TIER_NAMES[tier]
 
@@ -275,19 +273,9 @@ class AdapterLoader:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _file(manifest: CheckpointManifest, path: str) -> ManifestFile:
-    for file in manifest.files:
-        if file.path == path:
-            return file
-    raise AdapterError(f"Adapter {manifest.adapter_id} has no {path}.")
-
-
 def _verify(manifest: CheckpointManifest, file: ManifestFile, data: bytes) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != file.sha256:
-        raise AdapterError(
-            f"Adapter {manifest.adapter_id}: {file.path} has SHA-256 {found}, its manifest says {file.sha256}."
-        )
+    if not file.is_of(data):
+        raise AdapterError(f"Adapter {manifest.adapter_id}: {file.path} has not the SHA-256 that its manifest tells.")
 
 
 def _log_failure(done: Any) -> None:

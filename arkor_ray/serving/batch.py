@@ -20,6 +20,7 @@ from typing import Any
 from arkor_ray.errors import ArkorError, InvalidRequestError, from_wire
 from arkor_ray.schemas.base import invalid_request
 from arkor_ray.schemas.checkpoint import BasePrecision
+from arkor_ray.serving.assistant_turn import AssistantTurn
 from arkor_ray.serving.result_file import Result
 from arkor_ray.storage import locations
 from arkor_ray.storage.adapter_files import AdapterFiles, read_adapter
@@ -233,19 +234,13 @@ class _Replica:
 
 
 async def _collect(items: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    text, calls, end = "", list[dict[str, Any]](), dict[str, Any]()
+    turn, end = AssistantTurn(), dict[str, Any]()
     async for item in items:
-        if item["type"] == "delta":
-            text += item["text"]
-        elif item["type"] == "tool_call_delta":
-            if "id" in item:
-                calls.append(
-                    {"id": item["id"], "type": "function", "function": {"name": item["name"], "arguments": ""}}
-                )
-            calls[item["index"]]["function"]["arguments"] += item["arguments"]
-        elif item["type"] == "end":
+        if not turn.add(item) and item["type"] == "end":
             end = {"finish_reason": item["finish_reason"], "usage": item["usage"]}
-    return {"answer": text, **({"tool_calls": calls} if calls else {}), **end}
+    message = turn.message
+    calls = {"tool_calls": message["tool_calls"]} if "tool_calls" in message else {}
+    return {"answer": message["content"] or "", **calls, **end}
 
 
 def _request(question: dict[str, Any], sampling: Sampling) -> dict[str, Any]:

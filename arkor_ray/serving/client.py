@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from arkor_ray.errors import ArkorError, ServiceUnavailableError
+from arkor_ray.placement import CONTROLLER, NAMESPACE
 from arkor_ray.serving.app import application_name
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CONTROLLER = ("arkor-controller", "arkor")  # actor name and namespace, by name so that neither side imports the other
 ENSURED_S = 5.0  # for an application that ran before
 
 # Ray's look-ups block for minutes while its head is away; they must not use up the threads that everything else needs.
@@ -99,7 +99,7 @@ def _find_controller() -> Any:
     import ray
 
     if not _controller:
-        _controller.append(ray.get_actor(*CONTROLLER))
+        _controller.append(ray.get_actor(CONTROLLER, NAMESPACE))
     return _controller[0]
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from arkor_ray.errors import AdapterError
 from arkor_ray.schemas.base import utcnow
-from arkor_ray.schemas.checkpoint import BasePrecision, CheckpointManifest, ManifestFile
+from arkor_ray.schemas.checkpoint import CONFIG_FILE, WEIGHTS_FILE, BasePrecision, CheckpointManifest, ManifestFile
 from arkor_ray.storage import layout, locations
 from arkor_ray.storage.object_store import ObjectStore, open_store
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _UNKNOWN_JOB = "folder"  # an adapter's id names its job, also where nobody knows of one
 
@@ -62,11 +60,8 @@ class AdapterFiles:
 
     def commit(self, store: ObjectStore, base_model: str, precision: BasePrecision) -> CheckpointManifest:
         """Puts it into `store` as training would have, for a replica that serves `base_model` in `precision`."""
-        config = json.loads(self.files[CONFIG])
-        files = [
-            ManifestFile(path=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            for name, data in self.files.items()
-        ]
+        config = json.loads(self.files[CONFIG_FILE])
+        files = [ManifestFile.of(name, data) for name, data in self.files.items()]
         served = {"base_model": base_model, "base_precision": precision, "files": files}
         manifest = (
             self.manifest.model_copy(update=served)
@@ -97,24 +92,24 @@ def read_adapter(source: str) -> AdapterFiles:
     """
     url = source if "://" in source else Path(source).expanduser().absolute().as_uri()
     store = open_store(url.rstrip("/"), endpoint_url=locations.endpoint_url())
-    if store.head(CONFIG) is None:
+    if store.head(CONFIG_FILE) is None:
         adapter_id = _final_adapter(store, source)
         url = f"{url.rstrip('/')}/{layout.adapter_prefix(adapter_id).rstrip('/')}"
         store = open_store(url, endpoint_url=locations.endpoint_url())
     names = [info.key for info in store.list("") if "/" not in info.key]
     files = {name: store.get(name) for name in names}
-    if WEIGHTS not in files:
-        raise AdapterError(f"{source} has no {WEIGHTS}; adapters in other forms are not read.")
+    if WEIGHTS_FILE not in files:
+        raise AdapterError(f"{source} has no {WEIGHTS_FILE}; adapters in other forms are not read.")
     stored = files.pop(layout.MANIFEST_NAME, None)
     if stored is not None:
         manifest = CheckpointManifest.from_bytes(stored)
         _verify(source, files, manifest)
         return AdapterFiles(source, files, manifest.base_model, manifest)
     try:
-        config = json.loads(files[CONFIG])
+        config = json.loads(files[CONFIG_FILE])
         base, revision = config["base_model_name_or_path"], config.get("revision")
     except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{source}: {CONFIG} is none of PEFT: {error!r}") from error
+        raise AdapterError(f"{source}: {CONFIG_FILE} is none of PEFT: {error!r}") from error
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{source} is a {config.get('peft_type')} adapter; only LORA ones are read.")
     return AdapterFiles(source, files, f"{base}@{revision}" if revision and str(base)[:1] != "/" else str(base))
@@ -128,7 +123,7 @@ def _final_adapter(store: ObjectStore, source: str) -> str:
     if len(final) == 1:
         return final[0]
     if not found:
-        raise AdapterError(f"There is no adapter at {source}: neither {CONFIG} nor a job's adapters/.")
+        raise AdapterError(f"There is no adapter at {source}: neither {CONFIG_FILE} nor a job's adapters/.")
     raise AdapterError(
         f"{source} has {len(final)} final adapters; name one of {', '.join(found)} as {source}/adapters/…"
     )
@@ -137,7 +132,7 @@ def _final_adapter(store: ObjectStore, source: str) -> str:
 def _verify(source: str, files: dict[str, bytes], manifest: CheckpointManifest) -> None:
     for file in manifest.files:
         data = files.get(file.path)
-        if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
+        if data is None or not file.is_of(data):
             raise AdapterError(
                 f"{source}: {file.path} is {'missing' if data is None else 'not what its manifest tells'}."
             )

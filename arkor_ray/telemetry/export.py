@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from arkor_ray.placement import CONTROLLER, NAMESPACE
 from arkor_ray.telemetry.metrics import REGISTRY, Counter, Exporter, Gauge, Histogram, Metric, Tags
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 1.0
 SEND_S = 5.0  # how long an ending process waits for the controller to take its last counts
 MAX_OBSERVATIONS = 10_000  # kept of one histogram while the controller is away
-CONTROLLER = ("arkor-controller", "arkor")  # actor name and namespace, by name so that neither side imports the other
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -174,7 +174,7 @@ def send_to_controller(batch: Batch, surely: bool) -> None:
 
     if not ray.is_initialized():  # else Ray would start a cluster of its own for this call
         raise RuntimeError("this process is not connected to Ray")
-    taken: Any = ray.get_actor(*CONTROLLER).take_counts.remote(batch)
+    taken: Any = ray.get_actor(CONTROLLER, NAMESPACE).take_counts.remote(batch)
     if surely:
         ray.get(taken, timeout=SEND_S)
 

@@ -11,6 +11,7 @@ import torch
 from peft import get_peft_model_state_dict
 
 from arkor_ray.errors import TrainingError
+from arkor_ray.schemas.checkpoint import WEIGHTS_FILE
 from arkor_ray.training.model import target_names
 from arkor_ray.training.portable_state import Tensors
 from arkor_ray.training.supervision import template_sha256
@@ -18,8 +19,6 @@ from arkor_ray.training.supervision import template_sha256
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerFast
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 class AdapterExport:

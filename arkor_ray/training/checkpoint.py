@@ -7,7 +7,6 @@ never ends the job, until several in a row could not be stored.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import queue
 import shutil
@@ -162,7 +161,7 @@ class CheckpointWriter:
         self._sink.stage(adapter_id, weights)
         prefix = layout.adapter_prefix(adapter_id)
         uploads = [(prefix + path.name, path) for path in self._export.write(folder / "adapter", weights)]
-        files = [_manifest_file(path) for _, path in uploads]
+        files = [ManifestFile.of(path.name, path.read_bytes()) for _, path in uploads]
         resume_prefix = None
         if not snapshot.final:
             resume_prefix = layout.resume_prefix(context.job_id, step)
@@ -269,8 +268,3 @@ class CheckpointWriter:
                 self._queue.get_nowait()
             except queue.Empty:
                 return
-
-
-def _manifest_file(path: Path) -> ManifestFile:
-    data = path.read_bytes()
-    return ManifestFile(path=path.name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

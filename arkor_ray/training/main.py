@@ -58,11 +58,12 @@ def run(job_id: str, attempt: int) -> int:
             return 0
         wire_config, token = row.config, row.dataset_token
 
+    from arkor_ray.placement import NAMESPACE
     from arkor_ray.storage import layout
     from arkor_ray.telemetry.metrics import JOB_FAILURES
     from arkor_ray.training.driver_log import DriverLog
     from arkor_ray.training.heartbeat import Heartbeat
-    from arkor_ray.training.recorder import NAMESPACE, start_recorder
+    from arkor_ray.training.recorder import start_recorder
     from arkor_ray.training.trainer import run_job
 
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what workers print goes into a file, by way of this process

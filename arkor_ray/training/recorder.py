@@ -8,7 +8,6 @@ not have, and every event has a key; so Ray may restart it and send unfinished c
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from arkor_ray.events import publisher
 from arkor_ray.events.publisher import JobEndedError, NewEvent, StaleAttemptError
 from arkor_ray.jobs.artifacts import artifacts
 from arkor_ray.jobs.launcher import submission_id
+from arkor_ray.placement import NAMESPACE
 from arkor_ray.schemas import event
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.schemas.job import JobStatus
@@ -36,7 +36,6 @@ from arkor_ray.telemetry.metrics import JOB_FAILURES, TRAINING_CHECKPOINT_SECOND
 
 logger = logging.getLogger(__name__)
 
-NAMESPACE = "arkor"
 STOP_CHECK_S = 0.5  # how stale the answer to `should_stop` may be
 STAGED_ADAPTERS = 4  # adapters whose bytes are kept between staging and announcement
 
@@ -182,7 +181,7 @@ class Recorder:
         """Fields of the announcement. Serving gets `checkpoint_ready_timeout_s` to answer with the adapter."""
         await self._write(lambda s: checkpoints.record(s, manifest).adapter_id)
         data = self._staged.get(manifest.adapter_id)
-        if data is not None and hashlib.sha256(data).hexdigest() != manifest.weights.sha256:
+        if data is not None and not manifest.weights.is_of(data):
             data = None  # staged by an attempt that did not get to commit: what counts is in storage
         limit = self._settings.checkpoint_ready_timeout_s
         ready, reason, refused, answer = False, "", False, dict[str, Any]()

@@ -2,8 +2,9 @@
 
     python -m tests.cluster.fault_table [--only PART[:FAULT],...] [--json FILE] [--without-redis]
 
-Prints a table in Markdown as it goes. Takes root and about half an hour of two cores. A fault of 20 s is longer than the
-limits that are set here for silence, so that what hangs is given up, and comes back as a ghost that must not write.
+Prints a table in Markdown as it goes. Takes root and about three quarters of an hour of two cores. A process is cut off with
+the node that it runs on. A fault of 20 s is longer than the limits that are set here for silence, so that what hangs is given
+up, and comes back as a ghost that must not write.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ LIMITS = {
     "ARKOR_RAY_JOB_MAX_RETRIES": "100",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "12",
 }
-Fault = Callable[[], None]
+Fault = Callable[[], str | None]  # returns what else is worth telling
 
 
 @dataclass
@@ -98,6 +99,7 @@ class FaultTable:
         ):
             yield part, "kill", lambda part=part: self._signal(part, signal.SIGKILL)  # type: ignore[misc]
             yield part, "hang", lambda part=part: self._hang(part)  # type: ignore[misc]
+            yield part, "cut off", lambda part=part: self._cut(self._node_of(part))  # type: ignore[misc]
         for name, node in (
             ("training node", self._other_training_node),
             ("serving node", lambda: SERVING),
@@ -106,8 +108,7 @@ class FaultTable:
             yield name, "kill", lambda node=node: self.cluster.nodes[node()].host.kill_all()  # type: ignore[misc]
             yield name, "hang", lambda node=node: self._hang_node(node())  # type: ignore[misc]
             yield name, "cut off", lambda node=node: self._cut(node())  # type: ignore[misc]
-        yield "driver's node", "kill", lambda: self.cluster.nodes[self._drivers_node()].host.kill_all()
-        yield "driver's node", "cut off", lambda: self._cut(self._drivers_node())
+        yield "driver's node", "kill", lambda: self.cluster.nodes[self._node_of("driver")].host.kill_all()
         for name, host, process in (
             ("PostgreSQL", "database", "postgres"),
             ("S3", "storage", "radosgw"),
@@ -147,7 +148,7 @@ class FaultTable:
         self._of_job.append(outcome)
         restarts = len(self.supervisor.restarts)
         events, began, began_at = len(follower.events), time.monotonic(), utcnow()
-        bring_about()
+        said = bring_about()
         if then is not None:
             then()
         ended = time.monotonic()
@@ -163,6 +164,7 @@ class FaultTable:
         outcome.without_step_s = longest_standstill(follower, began_at)
         failures = [what for each in self.asking for what in each.failed_between(began, until)]
         outcome.failed_requests = len(failures)
+        outcome.seen += [said] if said else []
         outcome.seen += sorted({what[:80] for what in failures})
         outcome.seen += [e.type for e in follower.events[events:] if e.type not in (event.LOG, event.CHECKPOINT)]
         outcome.seen += [f"{name} restarted" for name in self.supervisor.restarts[restarts:]]
@@ -239,7 +241,8 @@ class FaultTable:
         found = [title for _, pid in self.cluster.find("driver") if (title := _command(pid))]
         return max((int(title.rsplit("--attempt ", 1)[1].split()[0]) for title in found), default=1)
 
-    def _one(self, part: str) -> int:
+    def _one(self, part: str) -> tuple[str, int]:
+        """Its node and its process, the first where there are several."""
         found: list[tuple[str, int]] = []
 
         def there() -> bool:
@@ -247,13 +250,13 @@ class FaultTable:
             return bool(found)
 
         wait_for(there, 60, f"there is no {part}")
-        return found[0][1]
+        return found[0]
 
     def _signal(self, part: str, number: int) -> None:
-        os.kill(self._one(part), number)
+        os.kill(self._one(part)[1], number)
 
     def _hang(self, part: str) -> None:
-        self._stop_for_a_while([self._one(part)])
+        self._stop_for_a_while([self._one(part)[1]])
 
     def _hang_node(self, name: str) -> None:
         """Its Ray processes hang; what they started runs on."""
@@ -271,11 +274,12 @@ class FaultTable:
             with contextlib.suppress(ProcessLookupError):  # given up meanwhile, and killed
                 os.kill(pid, signal.SIGCONT)
 
-    def _cut(self, name: str) -> None:
+    def _cut(self, name: str) -> str:
         host = self.cluster.hosts[name]
         host.cut()
         time.sleep(OUT_S)
         host.heal()
+        return f"{name} cut off"
 
     def _kill_server(self, host: str, process: str) -> None:
         found = {pid: title for pid, title in self.cluster.hosts[host].processes().items() if title.startswith(process)}
@@ -288,14 +292,13 @@ class FaultTable:
         else:
             restart(self.cluster.hosts[host], next(iter(found)))
 
-    def _drivers_node(self) -> str:
-        self._one("driver")
-        return self.cluster.find("driver")[0][0]
+    def _node_of(self, part: str) -> str:
+        return self._one(part)[0]
 
     def _other_training_node(self) -> str:
         self._one("worker")
         nodes = [name for name, _ in self.cluster.find("worker")]
-        driver = self._drivers_node()
+        driver = self._node_of("driver")
         return next((name for name in nodes if name != driver), nodes[0])
 
 

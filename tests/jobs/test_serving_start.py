@@ -8,7 +8,7 @@ import pytest
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from arkor_ray.jobs.controller import Serving
+from arkor_ray.jobs.serving_applications import ServingApplications
 from arkor_ray.serving.app import application_name
 from arkor_ray.settings import Settings
 
@@ -40,7 +40,7 @@ def start(monkeypatch, tmp_path):
         fake = FakeServe(*statuses)
         monkeypatch.setattr(serve, "status", fake.status)
         monkeypatch.setattr(serve, "run", fake.run)
-        Serving(Settings.load(data_dir=tmp_path)).ensure(BASE, PRECISION)
+        ServingApplications(Settings.load(data_dir=tmp_path)).ensure(BASE, PRECISION)
         return fake.started
 
     return start

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class AssistantTurn:
-    """Grows with `add`, in the order of `InferenceGateway.chat`; `message` is the turn in OpenAI's shape."""
+    """Grows with `add`, in the order in which `LLMServer.chat` yields them; `message` is the turn in OpenAI's shape."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
