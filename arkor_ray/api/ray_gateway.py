@@ -8,14 +8,18 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from arkor_ray.errors import InternalError, ServiceUnavailableError
-from arkor_ray.jobs.launcher import ray_jobs_client
+from arkor_ray.jobs.launcher import FAILURES, ray_jobs_client
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.serving import client as serving
+from arkor_ray.serving.single_flight import SingleFlight
 from arkor_ray.settings import Settings
 from arkor_ray.telemetry.carried import carried
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 logger = logging.getLogger(__name__)
 
@@ -154,15 +158,34 @@ class RayInferenceGateway:
             request = {**request, "context": context}
         stream = handle.options(stream=True, session_id=session).chat.remote(request, adapter_id)
         first = asyncio.ensure_future(anext(stream))
+        # Beside it: a replica that is about to answer needs nobody who says that it runs.
+        ensuring = asyncio.ensure_future(self._ensure_if_slow(base_model, precision))
         try:
-            done, _ = await asyncio.wait({first}, timeout=SLOW_S)
-            if not done:
-                await self._cluster.ensure_serving(base_model, precision)
+            await asyncio.wait({first, ensuring}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                await ensuring
             return stream, await first
         except BaseException:
             first.cancel()
             stream.cancel()
             raise
+        finally:
+            ensuring.cancel()
+
+    async def _ensure_if_slow(self, base_model: str, precision: str) -> None:
+        """After a while, has the application started in case it is gone. Raises why it cannot be, and ServiceUnavailableError
+        only after many tries."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + GIVE_UP_S
+        await asyncio.sleep(SLOW_S)
+        while True:
+            try:
+                return await self._cluster.ensure_serving(base_model, precision)
+            except ServiceUnavailableError as error:
+                if loop.time() > deadline:
+                    raise
+                logger.warning("A request waits, and nobody says whether %s is served: %s", base_model, error)
+            await asyncio.sleep(LONGEST_DELAY_S)
 
     def _may_retry(self, error: BaseException) -> bool:
         return isinstance(error, asyncio.CancelledError) or self._cluster.is_lost(error)
@@ -221,6 +244,11 @@ class RayCluster:
 class RayDriverLogs:
     """`DriverLogs` by way of the controller, which has the Ray Jobs client; followers go to Ray Jobs themselves."""
 
+    def __init__(self) -> None:
+        self._client: JobSubmissionClient | None = None
+        self._look_ups: SingleFlight[JobSubmissionClient] = SingleFlight()
+        self._failures = 0
+
     async def read(self, submission_id: str) -> str | None:
         return await serving.ask_controller("driver_logs", submission_id)
 
@@ -228,12 +256,23 @@ class RayDriverLogs:
         import aiohttp
 
         try:
-            client = await asyncio.to_thread(ray_jobs_client)
+            client = await self._connected()
             async with aclosing(client.tail_job_logs(submission_id)) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
+                    self._failures = 0
                     yield piece
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            if isinstance(error, OSError):  # nobody there; a submission that Ray does not know is told by a ClientError
+                self._failures += 1
+                if self._failures % FAILURES == 0:
+                    self._client = None
             raise ServiceUnavailableError(f"Ray Jobs does not give the log: {error}", retry_after=1) from error
+
+    async def _connected(self) -> JobSubmissionClient:
+        """One look-up for all who follow: without a head to ask it takes a minute, and a thread."""
+        if self._client is None:
+            self._client = await self._look_ups.run("client", lambda: serving.look_up(ray_jobs_client))
+        return self._client
 
 
 async def _admit(handle: Any, manifest: CheckpointManifest) -> None:

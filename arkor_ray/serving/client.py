@@ -29,7 +29,7 @@ async def server_handle(base_model: str, base_precision: str) -> Any:
     from ray import serve
 
     name = application_name(base_model, base_precision)
-    return await _look_up(lambda: serve.get_deployment_handle("LLMServer", name))
+    return await look_up(lambda: serve.get_deployment_handle("LLMServer", name))
 
 
 async def ensure_serving(base_model: str, base_precision: str) -> None:
@@ -42,7 +42,7 @@ async def ask_controller(method: str, *args: Any) -> Any:
     import ray
 
     try:
-        controller = await _look_up(_find_controller)
+        controller = await look_up(_find_controller)
         return await getattr(controller, method).remote(*args)
     except ValueError as error:  # no such actor
         raise ServiceUnavailableError("The controller is starting; try again", retry_after=1) from error
@@ -95,13 +95,14 @@ def arkor_cause(error: BaseException) -> ArkorError | None:
     return None
 
 
+async def look_up(call: Callable[[], T]) -> T:
+    """What `call`, which blocks while it asks Ray's head, returns or raises."""
+    return await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, call)
+
+
 def _find_controller() -> Any:
     import ray
 
     if not _controller:
         _controller.append(ray.get_actor(CONTROLLER, NAMESPACE))
     return _controller[0]
-
-
-async def _look_up(call: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, call)

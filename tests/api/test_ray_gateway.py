@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import AsyncIterator, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from arkor_ray.api import ray_gateway
-from arkor_ray.api.ray_gateway import RayCluster, RayInferenceGateway
+from arkor_ray.api.ray_gateway import RayCluster, RayDriverLogs, RayInferenceGateway
 from arkor_ray.errors import (
     AdapterError,
     ArkorError,
@@ -24,6 +27,7 @@ from arkor_ray.errors import (
 )
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import CheckpointManifest
+from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -310,6 +314,115 @@ async def test_request_that_waits_for_a_removed_application_has_it_started(monke
         await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.wait({task})
+
+
+@pytest.mark.parametrize("away", ["refusing", "hanging"])
+async def test_a_slow_answer_needs_no_controller(monkeypatch: pytest.MonkeyPatch, away: str) -> None:
+    monkeypatch.setattr(ray_gateway, "SLOW_S", 0.01)
+    answers = asyncio.Event()
+
+    class SlowStream(FakeStream):
+        async def __anext__(self) -> Any:
+            await answers.wait()
+            return await super().__anext__()
+
+    class Cluster(FakeCluster):
+        def remote(self, request: dict[str, Any], adapter_id: str | None) -> FakeStream:
+            self.streams.append(SlowStream([START, END]))
+            return self.streams[-1]
+
+        async def ensure_serving(self, base_model: str, base_precision: str) -> None:
+            await super().ensure_serving(base_model, base_precision)
+            if away == "hanging" and len(self.ensured) > 1:
+                await asyncio.Event().wait()
+
+    cluster = Cluster([START])
+    inference = gateway(cluster)
+    await inference.prepare("base", "fp32", None)  # while the controller was there
+    if away == "refusing":
+        cluster.unready = [ServiceUnavailableError("The controller is starting")] * 10_000
+    inference._handles["base", "fp32"] = cluster
+
+    async def items() -> list[Any]:
+        return [item async for item in inference.chat("base", "fp32", {}, None)]
+
+    asking = asyncio.create_task(items())
+    while len(cluster.ensured) < (4 if away == "refusing" else 2):
+        await asyncio.sleep(0.001)
+    assert not asking.done()
+    answers.set()
+    assert await asyncio.wait_for(asking, 30) == [START, END]
+    assert len(cluster.streams) == 1
+
+
+async def test_an_application_that_cannot_be_started_is_told_where_no_replica_answers(monkeypatch) -> None:
+    monkeypatch.setattr(ray_gateway, "SLOW_S", 0.01)
+    monkeypatch.setattr(ray_gateway, "GIVE_UP_S", 0.05)
+    cluster = FakeCluster([None])
+    inference = gateway(cluster)
+    inference._handles["base", "fp32"] = cluster
+    cluster.unready = [ServiceUnavailableError("No room for the model")] * 10_000
+    with pytest.raises(ServiceUnavailableError, match="No room for the model"):
+        await anext(inference.chat("base", "fp32", {}, None))
+    assert cluster.streams[0].cancelled
+
+
+class FakeRayJobs:
+    """A Ray Jobs client and the looking for it, which takes until the head is `there`."""
+
+    def __init__(self) -> None:
+        self.there = threading.Event()
+        self.looked = 0
+        self.failing: BaseException | None = None
+
+    def find(self) -> FakeRayJobs:
+        self.looked += 1
+        self.there.wait(60)
+        return self
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        if self.failing is not None:
+            raise self.failing
+        yield f"log of {submission_id}"
+
+
+@pytest.fixture
+def ray_jobs(monkeypatch: pytest.MonkeyPatch) -> FakeRayJobs:
+    jobs = FakeRayJobs()
+    monkeypatch.setattr(ray_gateway, "ray_jobs_client", jobs.find)
+    return jobs
+
+
+async def read_all(logs: RayDriverLogs) -> list[str]:
+    return [piece async for piece in logs.follow("job-1")]
+
+
+async def test_followers_of_logs_take_nobodys_thread_while_rays_head_is_away(ray_jobs: FakeRayJobs) -> None:
+    logs, few = RayDriverLogs(), ThreadPoolExecutor(2)
+    asyncio.get_running_loop().set_default_executor(few)  # Serve gives a replica's loop five
+    followers = [asyncio.create_task(read_all(logs)) for _ in range(8)]
+    try:
+        while not ray_jobs.looked:
+            await asyncio.sleep(0.001)
+        await asyncio.wait_for(asyncio.to_thread(time.monotonic), 30)
+        await asyncio.wait_for(serving.look_up(time.monotonic), 30)
+    finally:
+        ray_jobs.there.set()
+    assert await asyncio.gather(*followers) == [["log of job-1"]] * 8
+    assert await read_all(logs) == ["log of job-1"]
+    assert ray_jobs.looked == 1, "once for all, and kept"
+
+
+async def test_ray_jobs_are_looked_up_anew_when_nobody_is_there_any_more(ray_jobs: FakeRayJobs) -> None:
+    ray_jobs.there.set()
+    logs = RayDriverLogs()
+    for error, looked in ((RuntimeError("no such submission"), 1), (ConnectionRefusedError("moved"), 2)):
+        ray_jobs.failing = error
+        for _ in range(ray_gateway.FAILURES):
+            with pytest.raises(ServiceUnavailableError):
+                await read_all(logs)
+        ray_jobs.failing = None
+        assert (await read_all(logs), ray_jobs.looked) == (["log of job-1"], looked)
 
 
 class HangingController:
