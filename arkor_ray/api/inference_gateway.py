@@ -39,7 +39,7 @@ class DriverLogs(Protocol):
     """The way to what a job's driver printed."""
 
     async def read(self, submission_id: str) -> str | None:
-        """The whole output so far; None if Ray does not know the submission, or not any more.
+        """The newest of the output so far (`printed.newest`); None if Ray does not know the submission, or not any more.
 
         Raises ServiceUnavailableError when nobody can tell.
         """

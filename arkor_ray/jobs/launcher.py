@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.placement import HARDLY_A_CPU, nodes_for
+from arkor_ray.printed import newest
 from arkor_ray.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Launcher(Protocol):
         """Asks the driver to end (SIGTERM, then SIGKILL); returns at once."""
 
     def logs(self, submission: str) -> str | None:
-        """What the driver printed so far; None if the submission is not known."""
+        """The newest of what the driver printed so far; None if the submission is not known."""
 
     def worker_groups(self) -> dict[str, str]:
         """The placement groups that submissions of ours hold: id and submission. RuntimeError or OSError if Ray is away."""
@@ -103,13 +104,14 @@ class RayJobsLauncher:
 
     def logs(self, submission: str) -> str | None:
         try:
-            return self._connected().get_job_logs(submission)
+            printed = self._connected().get_job_logs(submission).encode()
         except RuntimeError as error:
             if UNKNOWN_TO_RAY in str(error):
                 return None
             raise ServiceUnavailableError(f"Ray Jobs does not give the log of {submission}", retry_after=1) from error
         except OSError as error:
             raise ServiceUnavailableError("Ray Jobs is not reachable", retry_after=1) from error
+        return newest(printed).decode(errors="replace")
 
     def worker_groups(self) -> dict[str, str]:
         from ray.util.state import list_placement_groups

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import TracebackType
 
 from arkor_ray.errors import StorageError
+from arkor_ray.printed import KEPT_BYTES, newest
 from arkor_ray.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 30.0
-KEPT_BYTES = 4 * 2**20  # the newest; a job that prints more has something to say at its end
 
 
 class DriverLog:
@@ -52,10 +52,8 @@ class DriverLog:
         with self._path.open("rb") as file:
             file.seek(left_out)
             data = file.read(size - left_out)
-        if left_out:
-            data = f"... the first {left_out} bytes are left out\n".encode() + data.partition(b"\n")[2]
         try:
-            self._store.put(self._key, data)
+            self._store.put(self._key, newest(data, before=left_out))
         except StorageError as error:
             logger.warning("The log was not copied to storage: %s", error)
         self._copied = size

@@ -13,6 +13,7 @@ from arkor_ray.jobs import launcher as module
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import RayJobsLauncher
 from arkor_ray.placement import HARDLY_A_CPU
+from arkor_ray.printed import KEPT_BYTES
 from arkor_ray.settings import Settings
 
 ONE_MACHINE = Settings.load()
@@ -71,6 +72,14 @@ def test_after_many_failures_the_address_is_looked_up_anew(jobs):
     jobs.failure = None
     assert launcher.state("job-1")[0] is SubmissionState.RUNNING
     assert len(jobs.made) == 2
+
+
+def test_of_a_long_log_the_newest_megabytes_are_handed_on(jobs, monkeypatch):
+    printed = "a line of é\n" * 1_000_000
+    monkeypatch.setattr(jobs, "get_job_logs", lambda self, submission: printed, raising=False)
+    told = RayJobsLauncher(ONE_MACHINE).logs("job-1")
+    assert told.startswith("... the first ") and len(told.encode()) < KEPT_BYTES + 100
+    assert told.partition("\n")[2] in printed and told.endswith(printed[-1000:])
 
 
 def test_a_submission_whose_answer_was_lost_counts_if_ray_has_it(jobs, monkeypatch):

@@ -48,7 +48,7 @@ def test_of_a_long_one_the_newest_lines_are_kept(store, file, monkeypatch):
     file.write_text("first\nsecond\nthird\n")
     with DriverLog(store, KEY, file):
         pass
-    assert _copied(store) == b"... the first 9 bytes are left out\nthird\n"
+    assert _copied(store) == b"... the first 13 bytes are left out\nthird\n"
 
 
 def test_an_error_of_the_job_does_not_keep_its_log_from_being_stored(store, file):
