@@ -18,6 +18,7 @@ from arkor_ray.db.tables import JobRow
 from arkor_ray.errors import GoneError, NotFoundError, ObjectNotFoundError, ServiceUnavailableError
 from arkor_ray.jobs import service
 from arkor_ray.jobs.launcher import submission_id
+from arkor_ray.printed import after
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.storage import layout
 
@@ -33,7 +34,7 @@ class JobLogs:
         self._job_id = job_id
 
     async def read(self, attempt: int | None) -> str:
-        """All that an attempt has printed so far; None: the newest, and nothing before the first."""
+        """The newest megabytes that an attempt has printed so far; None: the newest attempt, and "" before the first."""
         newest = (await self._job()).attempt
         _check(attempt, newest)
         if not newest:
@@ -48,7 +49,7 @@ class JobLogs:
         job = await self._job()
         _check(attempt, job.attempt)
         logs = self._logs()
-        current, sent, shown = attempt or job.attempt, 0, False
+        current, sent, shown = attempt or job.attempt, 0, False  # sent: bytes of it
         yield ""
         while True:
             if current and not shown:
@@ -56,12 +57,12 @@ class JobLogs:
                     pieces = logs.follow(submission_id(self._job_id, current))
                     async with aclosing(_after(sent, pieces)) as rest:
                         async for piece in rest:
-                            sent += len(piece)
+                            sent += len(piece.encode())
                             yield piece
                     shown = True
                 except ServiceUnavailableError:  # not submitted yet, forgotten, or Ray restarts
-                    if _is_over(job, current):
-                        yield (await self._text(current))[sent:]
+                    if _is_over(job, current) and (left := await self._left(current, sent)) is not None:
+                        yield left
                         shown = True
             job = await self._job()
             if shown and attempt is None and job.attempt > current:
@@ -92,6 +93,15 @@ class JobLogs:
             raise (away or gone) from None
         return stored.decode(errors="replace")
 
+    async def _left(self, attempt: int, sent: int) -> str | None:
+        """What an attempt that is over printed after its first `sent` bytes; None while nobody can tell."""
+        try:
+            return after(sent, (await self._text(attempt)).encode()).decode(errors="replace")
+        except GoneError as error:
+            return f"{error.message}\n"  # in place of it: the next attempt is still to come
+        except ServiceUnavailableError:
+            return None
+
     def _logs(self) -> DriverLogs:
         if self._services.logs is None:
             raise ServiceUnavailableError("This process cannot reach the drivers' logs")
@@ -105,14 +115,15 @@ class JobLogs:
             return service.find(session, self._project_id, self._job_id)
 
 
-async def _after(characters: int, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    """`pieces` without what an earlier try has sent."""
+async def _after(sent: int, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    """`pieces` without the bytes that an earlier try has sent."""
     async with aclosing(pieces):
         async for piece in pieces:
-            left_out = min(characters, len(piece))
-            characters -= left_out
-            if left_out < len(piece):
-                yield piece[left_out:]
+            if sent:
+                data = piece.encode()
+                sent, piece = max(0, sent - len(data)), data[sent:].decode(errors="replace")
+            if piece:
+                yield piece
 
 
 def _check(attempt: int | None, newest: int) -> None:

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from arkor_ray.api import job_logs
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
+from arkor_ray.errors import StorageError
+from arkor_ray.printed import newest
 from arkor_ray.storage import layout
 from tests.api.conftest import FakeLogs, Training, User
 
@@ -127,6 +129,58 @@ async def test_a_restart_of_ray_repeats_nothing(
     logs.forget(f"{job_id}-1")
     training.fail(job_id)
     assert (await asyncio.wait_for(following, 30)).text == "one two three"
+
+
+async def test_an_attempt_without_a_log_is_told_and_the_next_one_follows(
+    user: User, db: Database, logs: FakeLogs, training: Training
+) -> None:
+    job_id = await user.create_job()
+    launch(db, job_id, 1)
+    logs.forget(f"{job_id}-1")  # claimed, and never submitted
+    following = asyncio.create_task(read(user, job_id, follow=True))
+    await asyncio.sleep(0.05)
+    launch(db, job_id, 2)
+    logs.say(f"{job_id}-2", "two")
+    logs.end(f"{job_id}-2")
+    training.fail(job_id)
+    lost, _, rest = (await asyncio.wait_for(following, 30)).text.partition("\n")
+    assert "attempt 1" in lost and "is lost" in lost
+    assert rest == "\n=== attempt 2 ===\ntwo"
+
+
+async def test_a_follower_waits_for_a_storage_that_is_away(
+    user: User, db: Database, app: FastAPI, logs: FakeLogs, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await user.create_job()
+    launch(db, job_id, 1)
+    logs.forget(f"{job_id}-1")
+    store = app.state.services.store
+    store.put(layout.log_key(job_id, 1), b"copied\n")
+    really, failures = store.get, iter(range(3))
+
+    def get(key: str) -> bytes:
+        if next(failures, None) is not None:
+            raise StorageError("storage is down")
+        return really(key)
+
+    monkeypatch.setattr(store, "get", get)
+    training.fail(job_id)
+    assert (await asyncio.wait_for(read(user, job_id, follow=True), 30)).text == "copied\n"
+
+
+async def test_the_end_of_a_long_log_is_not_lost_when_ray_forgets_it_in_the_middle(
+    user: User, db: Database, app: FastAPI, logs: FakeLogs, training: Training
+) -> None:
+    job_id = await user.create_job()
+    launch(db, job_id, 1)
+    printed = "".join(f"line {number} é\n" for number in range(100))
+    logs.say(f"{job_id}-1", printed[:900])
+    following = asyncio.create_task(read(user, job_id, follow=True))
+    await asyncio.sleep(0.1)
+    app.state.services.store.put(layout.log_key(job_id, 1), newest(printed.encode(), 500))
+    logs.forget(f"{job_id}-1")
+    training.fail(job_id)
+    assert (await asyncio.wait_for(following, 30)).text == printed
 
 
 async def test_a_job_that_was_cancelled_before_its_first_attempt_has_no_log(user: User) -> None:
