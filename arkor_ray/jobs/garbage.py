@@ -155,6 +155,9 @@ class _Collector:
         for upload in self._store.uploads():
             if upload.begun > latest:
                 continue
+            if upload.key and not _is_ours(upload.key):
+                self._leave_alone(upload.key, 0, upload.begun)
+                continue
             if not self._report.dry_run:
                 self._store.abort(upload)
             self._amount(Garbage.UPLOAD).add(0, upload.begun)
@@ -164,14 +167,17 @@ class _Collector:
         for folder, group in groupby(self._store.list(""), key=lambda info: layout.folder_of(info.key)):
             ours = []
             for info in group:
-                if folder is not None and _may_be_deleted(info.key):
+                if _is_ours(info.key):
                     ours.append(info)
-                    continue
-                self._report.unknown_keys.add(info.size, info.modified)
-                if len(self._report.examples) < EXAMPLES:
-                    self._report.examples.append(info.key)
+                else:
+                    self._leave_alone(info.key, info.size, info.modified)
             if folder is not None and ours:
                 yield folder, ours
+
+    def _leave_alone(self, key: str, size: int, modified: datetime) -> None:
+        self._report.unknown_keys.add(size, modified)
+        if len(self._report.examples) < EXAMPLES:
+            self._report.examples.append(key)
 
     def _is_standalone(self, job_id: str) -> bool:
         return job_id != "" and self._store.head(layout.job_config_key(job_id)) is not None
@@ -237,10 +243,9 @@ def _adapter_id(folder: Folder) -> str:
     return layout.adapter_id(folder.job_id, folder.step)
 
 
-def _may_be_deleted(key: str) -> bool:
-    """Others can make keys in our folders that stores do not take."""
+def _is_ours(key: str) -> bool:
+    """Whether the service may have made it. Others can make keys in our folders that stores do not take."""
     try:
-        check_key(key)
+        return layout.folder_of(check_key(key)) is not None
     except ValueError:
         return False
-    return True

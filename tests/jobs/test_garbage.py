@@ -17,7 +17,7 @@ from arkor_ray.jobs.garbage import collect, sweep
 from arkor_ray.jobs.retention import Garbage, Limits
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.settings import Settings
-from arkor_ray.storage import ObjectInfo, layout
+from arkor_ray.storage import ObjectInfo, Upload, layout
 from arkor_ray.storage.local import LocalStore
 from tests.db.databases import both, migrated_database
 from tests.jobs.stored_jobs import PassingStore, StoredJobs
@@ -266,6 +266,23 @@ def test_keys_that_no_store_takes_are_told_even_in_a_folder_of_ours(local, monke
     monkeypatch.setattr(local.store, "list", lambda prefix: iter([odd, *listing]), raising=False)
     report = collect(local.store, local.db, WEEK, dry_run=False)
     assert (report.examples, report.removed[Garbage.DATASET].objects) == ([odd.key], 2)
+
+
+def test_uploads_of_others_are_told_and_left_alone(local, monkeypatch):
+    job_id = local.create()
+    old = local.store.now()
+    ours = Upload(layout.adapter_prefix(layout.adapter_id(job_id, 10)) + "adapter_model.safetensors", "1", old)
+    foreign = [Upload(key, "2", old) for key in ("_tmp/.staging/part-1", "models/llama.bin", "adapters/.hidden/x")]
+    unnamed = Upload("", "3", old)  # a local store's
+    aborted = []
+    monkeypatch.setattr(local.store, "uploads", lambda: iter([ours, *foreign, unnamed]), raising=False)
+    monkeypatch.setattr(local.store, "abort", aborted.append, raising=False)
+    local.store.pass_time(days=8)
+    for dry_run in (True, False):
+        report = collect(local.store, local.db, WEEK, dry_run=dry_run)
+        assert report.removed[Garbage.UPLOAD].objects == 2
+        assert (report.unknown_keys.objects, report.examples) == (3, [upload.key for upload in foreign])
+        assert aborted == ([] if dry_run else [ours, unnamed])
 
 
 def test_only_one_collects_at_a_time(local, tmp_path):
