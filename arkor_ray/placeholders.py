@@ -1,4 +1,5 @@
-"""Secrets that everybody knows: those of examples, images and tutorials, which a cluster must not be started with.
+"""Secrets of the settings: those that everybody knows, from examples, images and tutorials, which a cluster must not be
+started with, and the passwords in a database's URL, which are shown to nobody.
 
 Only what is given is looked at. A database URL without a password is one for which libpq knows another way (a peer, a
 certificate, .pgpass, a token of the cloud), and S3 without keys has profiles and roles of machines.
@@ -7,8 +8,9 @@ certificate, .pgpass, a token of the cloud), and S3 without keys has profiles an
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
 
 _WORDS = frozenset({
     "1234", "12345", "123456", "1234567", "12345678", "123456789", "1234567890", "abc123", "admin", "arkor", "arkorray",
@@ -19,6 +21,11 @@ _WORDS = frozenset({
     "secretaccesskey", "test", "testtest", "todo", "token", "user", "wjalrxutnfemi/k7mdeng/bpxrficyexamplekey", "xxx",
     "xxxx", "xxxxxxxx", "yourpassword", "yoursecret", "yourtoken",
 })  # fmt: skip
+
+# As SQLAlchemy reads a URL, which differs from urlsplit where a password has a "/", "?" or "#" that is not escaped.
+_USER_AND_PASSWORD = re.compile(r"[\w+]+://[^:/]*:(?P<password>[^@]*)@")
+_PARAMETER = re.compile(r"[?&](?P<name>[^&=]*)=(?P<value>[^&]*)")
+_SECRET_PARAMETERS = ("password", "sslpassword")
 
 
 def is_placeholder(secret: str, *names: str) -> bool:
@@ -51,3 +58,26 @@ def weak_secrets(database_url: str, *, s3: bool, environment: Mapping[str, str] 
         )
     if environment.get("RAY_AUTH_TOKEN") is not None and is_placeholder(environment["RAY_AUTH_TOKEN"]):
         yield "RAY_AUTH_TOKEN is one that anybody would guess; make one with `ray get-auth-token --generate`"
+
+
+def shown_database_url(url: str) -> str:
+    """A database's URL for people to read: *** in place of every password, also of those in its query."""
+    for start, end in reversed(_password_spans(url)):
+        url = f"{url[:start]}***{url[end:]}"
+    return url
+
+
+def database_passwords(url: str) -> set[str]:
+    """Those in a database's URL, as they stand there and as they are meant."""
+    given = {url[start:end] for start, end in _password_spans(url)}
+    return given | {unquote(password) for password in given} | {unquote_plus(password) for password in given}
+
+
+def _password_spans(url: str) -> list[tuple[int, int]]:
+    login = _USER_AND_PASSWORD.match(url)
+    spans = [login.span("password")] if login is not None else []
+    query = url.find("?", login.end() if login is not None else 0)
+    if query >= 0:
+        parameters = _PARAMETER.finditer(url, query)
+        spans += [p.span("value") for p in parameters if unquote_plus(p["name"]).lower() in _SECRET_PARAMETERS]
+    return spans

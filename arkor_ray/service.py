@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 import httpx
-from sqlalchemy import make_url
 
 from arkor_ray.db.session import DATABASE_AWAY, Database, reason
 from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.jobs.controller import ensure_controller
+from arkor_ray.placeholders import shown_database_url
 from arkor_ray.placement import CONTROLLER, NAMESPACE
 from arkor_ray.settings import Settings
 from arkor_ray.storage import layout, open_store
@@ -58,7 +58,7 @@ def check_database(settings: Settings) -> None:
     try:
         db.engine.connect().close()
     except DATABASE_AWAY as error:
-        shown = make_url(settings.database_url).render_as_string(hide_password=True)
+        shown = shown_database_url(settings.database_url)
         raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason(error)}") from error
     finally:
         db.close()

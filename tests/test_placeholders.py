@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arkor_ray.placeholders import is_placeholder, weak_secrets
+from arkor_ray.placeholders import database_passwords, is_placeholder, shown_database_url, weak_secrets
 
 GOOD = "k7Qv2mR9xT4w"
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "AKIA7", "AWS_SECRET_ACCESS_KEY": GOOD}
@@ -89,3 +89,27 @@ def test_s3_by_a_role_or_a_profile_needs_no_keys() -> None:
 def test_rays_own_token_is_looked_at_too() -> None:
     assert weak(RAY_AUTH_TOKEN="changeme")[0].startswith("RAY_AUTH_TOKEN")
     assert weak(RAY_AUTH_TOKEN="9f" * 32) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://arkor:SECRET@db:5432/arkor", "postgresql://arkor:***@db:5432/arkor"),
+        ("postgresql+psycopg://arkor:SEC/RET?#1@db/arkor?a=b", "postgresql+psycopg://arkor:***@db/arkor?a=b"),
+        ("postgresql://arkor@db/arkor?password=SECRET", "postgresql://arkor@db/arkor?password=***"),
+        ("postgresql://u@h/db?pass%77ord=SECRET&sslmode=require", "postgresql://u@h/db?pass%77ord=***&sslmode=require"),
+        (
+            "postgresql://u:SECRET@h/db?sslpassword=SECRET2&password=SECRET3",
+            "postgresql://u:***@h/db?sslpassword=***&password=***",
+        ),
+        ("postgresql:///arkor?host=/run/postgresql", "postgresql:///arkor?host=/run/postgresql"),
+        ("sqlite:////data/arkor.db", "sqlite:////data/arkor.db"),
+    ],
+)
+def test_of_a_databases_url_every_password_is_hidden_and_all_else_shown(url: str, shown: str) -> None:
+    assert shown_database_url(url) == shown
+    assert (database_passwords(url) == set()) is (url == shown)
+
+
+def test_a_databases_passwords_are_known_as_they_stand_and_as_they_are_meant() -> None:
+    assert database_passwords("postgresql://u:a%40b@h/db?password=c+d") == {"a%40b", "a@b", "c+d", "c d"}

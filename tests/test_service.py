@@ -14,9 +14,9 @@ def test_the_embedded_default_is_reachable(tmp_path):
     service.check_reachable(Settings.load(data_dir=tmp_path))
 
 
-def test_a_database_that_is_away_is_named_without_its_password(tmp_path):
-    (port,) = free_ports(1)
-    url = f"postgresql://arkor:secret@127.0.0.1:{port}/arkor"
+@pytest.mark.parametrize("form", ["arkor:secret@127.0.0.1:{}/arkor", "arkor@127.0.0.1:{}/arkor?password=secret"])
+def test_a_database_that_is_away_is_named_without_its_password(tmp_path, form):
+    url = "postgresql://" + form.format(*free_ports(1))
     with pytest.raises(ServiceUnavailableError, match=r"ARKOR_RAY_DATABASE_URL: .*refused") as raised:
         service.check_reachable(Settings.load(data_dir=tmp_path, database_url=url))
     assert "secret" not in raised.value.message

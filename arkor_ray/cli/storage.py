@@ -64,11 +64,12 @@ def _existing_database(settings: Settings) -> Database:
 
     from arkor_ray.db.session import Database
     from arkor_ray.db.tables import JobRow
+    from arkor_ray.placeholders import shown_database_url
     from arkor_ray.service import check_reachable
 
     url = make_url(settings.database_url)
     missing = ServiceUnavailableError(
-        f"There is no arkor-ray database at {url.render_as_string(hide_password=True)}; set --data-dir or "
+        f"There is no arkor-ray database at {shown_database_url(settings.database_url)}; set --data-dir or "
         "ARKOR_RAY_DATABASE_URL to that of the service"
     )
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():

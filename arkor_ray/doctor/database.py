@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from arkor_ray.doctor.findings import Finding, fail, ok, warning
 from arkor_ray.doctor.machine import nearest_existing
+from arkor_ray.placeholders import shown_database_url
 
 if TYPE_CHECKING:
     from arkor_ray.db.session import Database
@@ -29,7 +30,7 @@ def check_database(url: str) -> Iterator[Finding]:
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
         yield _not_made_yet(Path(parsed.database or ""))
         return
-    shown = parsed.render_as_string(hide_password=True)
+    shown = shown_database_url(url)
     try:
         db = Database(url)
     except ModuleNotFoundError as error:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from urllib.parse import unquote, urlsplit
+
+from arkor_ray.placeholders import database_passwords
 
 SECRET_ENDINGS = ("TOKEN", "SECRET", "PASSWORD", "ACCESS_KEY", "API_KEY")
 SHORTEST_SECRET = 6  # hiding "a" would make nonsense of every word
@@ -85,8 +86,7 @@ def without_secrets(text: str, secrets: Iterable[str]) -> str:
 def known_secrets(database_url: str = "") -> set[str]:
     """Of this process's environment, and of the database's URL."""
     secrets = {value for name, value in os.environ.items() if name.upper().endswith(SECRET_ENDINGS)}
-    if password := urlsplit(database_url).password:
-        secrets |= {password, unquote(password)}
+    secrets |= database_passwords(database_url)
     return {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
 
 

@@ -29,7 +29,8 @@ _of_task: ContextVar[dict[str, Any]] = ContextVar("arkor_log_fields", default={}
 _SECRETS = re.compile(
     r"""(?ix)
     (?P<bearer> \bbearer\s+ ) [^\s"',]+
-    | (?P<parameter> [?&](?:x-amz-(?:signature|credential|security-token)|x-goog-signature|signature|sig|token|key)= )
+    | (?P<parameter> (?: [?&](?:x-amz-(?:signature|credential|security-token)|x-goog-signature|signature|sig|token|key)
+      | password )= )
       [^&\s"'<>)]+
     | (?P<url> [a-z][a-z0-9+]*://[^\s:/@"']*: ) [^\s/@"']+ (?=@)
     """

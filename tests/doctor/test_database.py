@@ -86,9 +86,9 @@ def test_a_standby_that_takes_no_writes_fails(postgres: Database):
     assert (found["database writes"].status, "read-only" in found["database writes"].found) == (Status.FAIL, True)
 
 
-def test_one_that_is_away_is_named_without_its_password(tmp_path: Path):
-    (port,) = free_ports(1)
-    (finding,) = check_database(f"postgresql://arkor:secret@127.0.0.1:{port}/arkor")
+@pytest.mark.parametrize("form", ["arkor:secret@127.0.0.1:{}/arkor", "arkor@127.0.0.1:{}/arkor?password=secret"])
+def test_one_that_is_away_is_named_without_its_password(form: str):
+    (finding,) = check_database("postgresql://" + form.format(*free_ports(1)))
     assert (finding.status, "ARKOR_RAY_DATABASE_URL" in finding.remedy) == (Status.FAIL, True)
     assert "refused" in finding.found and "secret" not in finding.found
 

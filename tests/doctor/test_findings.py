@@ -53,6 +53,11 @@ def test_a_check_that_breaks_is_a_finding_of_its_own():
     assert (examined.hangs, examined.failed) == (False, True)
 
 
+def test_a_password_in_the_query_of_the_databases_url_is_a_secret_too(monkeypatch):
+    secrets = known_secrets("postgresql://arkor@db/arkor?password=pass%40+word&sslmode=require")
+    assert without_secrets("pass@ word, pass%40+word, require", secrets) == "***, ***, require"
+
+
 def test_secrets_are_taken_out_of_what_is_told(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very/secret")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "also-secret")

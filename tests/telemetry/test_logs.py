@@ -100,6 +100,8 @@ def test_other_libraries_are_heard_from_warnings_on_and_nobody_twice(lines):
         ("GET https://b.s3/k?X-Amz-Signature=SECRET&X-Amz-Date=2 failed", "X-Amz-Date=2 failed"),
         ("headers {'Authorization': 'Bearer SECRET'}", "'}"),
         ("cannot reach postgresql://arkor:SECRET@db:5432/arkor", "@db:5432/arkor"),
+        ("postgresql://arkor@db/arkor?sslmode=require&password=SECRET&x=1", "&x=1"),
+        ("connection to host=db password=SECRET user=arkor failed", " user=arkor failed"),
         ("https://host/rows.jsonl?token=SECRET", "https://host/rows.jsonl"),
     ],
 )
