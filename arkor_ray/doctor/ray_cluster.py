@@ -12,6 +12,7 @@ from arkor_ray.doctor.findings import Finding, fail, ok, warning
 
 NAME = "ray"
 NODE_LIMIT_S = 40.0
+VERSIONS = ("ray", "python", "arkor_ray")
 
 
 def probe(address: str, environment: Mapping[str, str], limit_s: float) -> Iterator[Finding]:
@@ -64,9 +65,7 @@ def _check_node(node: Mapping[str, Any], driver: Mapping[str, Any]) -> Iterator[
             "install the same arkor-ray on every node; `ray logs` there says more",
         )  # fmt: skip
         return
-    different = [
-        f"{what} {node[what]} (here {driver[what]})" for what in ("ray", "python") if node[what] != driver[what]
-    ]
+    different = [f"{what} {node[what]} (here {driver[what]})" for what in VERSIONS if node[what] != driver[what]]
     if different:
         yield fail(name, ", ".join(different), "use the same image or environment on every node")
     if node["differing"]:

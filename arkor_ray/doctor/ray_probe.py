@@ -10,9 +10,14 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
+
+from arkor_ray import __version__
+from arkor_ray.doctor.clocks import measure
+
+CLOCK_S = 10.0  # for a node that has just answered
 
 
 def main() -> None:
@@ -48,25 +53,35 @@ def _ask_nodes(address: str, limit_s: float) -> dict[str, Any]:
     ours = settings.environment()
     nodes = []
     for task, node in asked.items():
-        said: dict[str, Any] = {"address": node["NodeManagerAddress"], "gpus": node["Resources"].get("GPU", 0)}
-        try:
-            said |= ray.get(task, timeout=0)
-        except Exception as error:  # of this node; the others have said theirs
-            said["error"] = str(error).strip().splitlines()[-1][:300] or type(error).__name__
-        else:
-            said["differing"] = differing_settings(ours, said.pop("settings"))  # names only: values hold secrets
-            begun = time.time()
-            theirs = ray.get(on(node, clock), timeout=limit_s)
-            ended = time.time()
-            said["ahead_s"], said["margin_s"] = theirs - (begun + ended) / 2, (ended - begun) / 2
-        nodes.append(said)
+        said = hear(
+            lambda task=task: ray.get(task, timeout=0),  # type: ignore[misc]
+            lambda node=node: ray.get(on(node, clock), timeout=CLOCK_S),  # type: ignore[misc]
+            lambda theirs: differing_settings(ours, theirs),
+        )
+        nodes.append({"address": node["NodeManagerAddress"], "gpus": node["Resources"].get("GPU", 0), **said})
     return {
         "ray": ray.__version__,
         "python": platform.python_version(),
+        "arkor_ray": __version__,
         "of_one_machine": local_places(settings),
         "cpus": ray.cluster_resources().get("CPU", 0),
         "nodes": nodes,
     }
+
+
+def hear(
+    answer: Callable[[], dict[str, Any]],
+    ask_time: Callable[[], datetime],
+    differing: Callable[[dict[str, str]], list[str]],
+) -> dict[str, Any]:
+    """What one node says (`look_from_here`), with how its settings and its clock differ; or the error of asking it."""
+    try:
+        said = answer()
+        skew = measure(ask_time)
+    except Exception as error:  # of this node; the others say theirs
+        return {"error": (str(error).strip().splitlines() or [""])[-1][:300] or type(error).__name__}
+    said["differing"] = differing(said.pop("settings"))  # names only: values hold secrets
+    return {**said, "ahead_s": skew.ahead.total_seconds(), "margin_s": skew.margin.total_seconds()}
 
 
 def local_places(settings: Any) -> list[str]:
@@ -103,8 +118,8 @@ def look_from_here() -> dict[str, Any]:
     return answer
 
 
-def clock() -> float:
-    return time.time()
+def clock() -> datetime:
+    return datetime.now(UTC)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from arkor_ray.doctor.findings import Finding, Status
 from arkor_ray.doctor.ray_cluster import check_ray, probe
+from arkor_ray.doctor.ray_probe import hear
 from arkor_ray.embedded import free_ports
 
 
 def node(address: str = "10.0.0.1", **changed: Any) -> dict[str, Any]:
-    well = {"address": address, "gpus": 1, "ray": "2.60.0", "python": "3.11.7", "auth": "token", "differing": [],
-            "unreachable": "", "ahead_s": 0.01, "margin_s": 0.01}  # fmt: skip
+    well = {"address": address, "gpus": 1, "ray": "2.60.0", "python": "3.11.7", "arkor_ray": "0.1.0", "auth": "token",
+            "differing": [], "unreachable": "", "ahead_s": 0.01, "margin_s": 0.01}  # fmt: skip
     return {**well, **changed}
 
 
 def problems(*nodes: dict[str, Any], of_one_machine: tuple[str, ...] = ()) -> list[Finding]:
-    answer = {"ray": "2.60.0", "python": "3.11.7", "cpus": 16, "of_one_machine": list(of_one_machine), "nodes": nodes}
+    versions = {"ray": "2.60.0", "python": "3.11.7", "arkor_ray": "0.1.0"}
+    answer = {**versions, "cpus": 16, "of_one_machine": list(of_one_machine), "nodes": nodes}
     return [finding for finding in check_ray("10.0.0.1:6379", answer) if finding.status is not Status.OK]
 
 
@@ -31,6 +35,7 @@ def test_a_cluster_of_like_nodes_is_well():
     [
         ({"python": "3.12.1"}, Status.FAIL, "python 3.12.1 (here 3.11.7)"),
         ({"ray": "2.61.0"}, Status.FAIL, "ray 2.61.0"),
+        ({"arkor_ray": "0.0.9"}, Status.FAIL, "arkor_ray 0.0.9 (here 0.1.0)"),
         ({"differing": ["ARKOR_RAY_STORAGE_URL"]}, Status.FAIL, "other values of ARKOR_RAY_STORAGE_URL"),
         ({"unreachable": "ARKOR_RAY_DATABASE_URL: refused"}, Status.FAIL, "ARKOR_RAY_DATABASE_URL: refused"),
         ({"auth": ""}, Status.WARNING, "runs code"),
@@ -46,6 +51,25 @@ def test_a_node_unlike_the_others_is_named_with_what_to_do(changed: dict[str, An
 def test_a_node_that_does_not_run_a_task_fails_and_the_others_are_told():
     (problem,) = problems(node(), {"address": "10.0.0.2", "gpus": 0, "error": "ModuleNotFoundError: arkor_ray"})
     assert (problem.name, "ModuleNotFoundError" in problem.found) == ("node 10.0.0.2", True)
+
+
+def said_by_a_node(ask_time: Callable[[], datetime]) -> dict[str, Any]:
+    answer = {"ray": "2.60.0", "settings": {"ARKOR_RAY_STORAGE_URL": "s3://other"}}
+    return hear(lambda: answer, ask_time, lambda settings: sorted(settings))
+
+
+def test_what_a_node_says_comes_with_how_it_differs_and_without_its_settings():
+    said = said_by_a_node(lambda: datetime.now(UTC) + timedelta(seconds=30))
+    assert abs(said.pop("ahead_s") - 30) <= said.pop("margin_s") + 0.1
+    assert said == {"ray": "2.60.0", "differing": ["ARKOR_RAY_STORAGE_URL"]}
+
+
+@pytest.mark.parametrize(("words", "told"), [("died\nits node is gone", "its node is gone"), ("", "RuntimeError")])
+def test_a_node_that_dies_while_it_is_asked_for_the_time_is_told_alone(words: str, told: str):
+    def die() -> datetime:
+        raise RuntimeError(words)
+
+    assert said_by_a_node(die) == {"error": told}
 
 
 def test_places_on_one_machine_are_refused_for_several_nodes():
