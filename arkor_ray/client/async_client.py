@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from arkor_ray.client.adapter_download import AdapterFolder
 from arkor_ray.client.calls import AdapterDetail, AdapterRef, Call, Flow, JobDetail
 from arkor_ray.client.event_stream import NAMED_JOB_STATUSES, EventFollower
 from arkor_ray.client.inference import aiter_text
+from arkor_ray.client.retry import MAX_RETRIES, Retries
 from arkor_ray.client.session import LIMITS, Session, ensure_project
 from arkor_ray.client.whole_file import whole_file
 from arkor_ray.errors import ArkorError
@@ -45,10 +46,18 @@ class AsyncClient:
         project_dir: Path | str | None = None,
         home: Path | str | None = None,
         transport: Any = None,
+        max_retries: int = MAX_RETRIES,
         session: Session | None = None,
     ) -> None:
         self.session = session or Session(
-            api_url, token=token, org=org, project=project, project_dir=project_dir, home=home, transport=transport
+            api_url,
+            token=token,
+            org=org,
+            project=project,
+            project_dir=project_dir,
+            home=home,
+            transport=transport,
+            max_retries=max_retries,
         )
         self._http = httpx.AsyncClient(transport=self.session.transport, limits=LIMITS)
         self._preparing = asyncio.Lock()
@@ -198,8 +207,10 @@ class AsyncClient:
         if job_id is not None:
             adapter = calls.adapter_of(job_id, step)
         call = calls.chat(messages, adapter=adapter, base_model=base_model, stream=stream, **fields)
-        response = await self.open(call)
-        return response if stream else await self._read(response)
+        if stream:
+            return await self.open(call)
+        await self._prepare(call)
+        return await self._fetch(call)
 
     async def chat_text(self, messages: list[dict[str, Any]], **arguments: Any) -> AsyncIterator[str]:
         try:
@@ -332,9 +343,23 @@ class AsyncClient:
             return stop.value
 
     async def _fetch(self, call: Call[Any]) -> httpx.Response:
-        return await self._read(await self._open(call))
+        async def once() -> httpx.Response:
+            return await self._read(await self._open_once(call))
+
+        return await self._repeat(call, once)
 
     async def _open(self, call: Call[Any]) -> httpx.Response:
+        return await self._repeat(call, lambda: self._open_once(call))
+
+    async def _repeat(self, call: Call[Any], once: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+        retries = Retries(call, self.session.max_retries)
+        while True:
+            try:
+                return await once()
+            except ArkorError as error:
+                await asyncio.sleep(retries.after(error))
+
+    async def _open_once(self, call: Call[Any]) -> httpx.Response:
         try:
             response = await self._http.send(self._http.build_request(**self.session.request(call)), stream=True)
         except httpx.HTTPError as error:

@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 
-from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, from_wire
+from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, ServiceUnavailableError, from_wire
 from arkor_ray.schemas.checkpoint import Checkpoint, CheckpointManifest
 from arkor_ray.schemas.endpoint import Endpoint, EndpointKey, IssuedEndpointKey
 from arkor_ray.schemas.event import Event
@@ -48,6 +48,14 @@ class Scope(Enum):
     PROJECT = 2
 
 
+class Repeat(Enum):
+    """Whether a call that failed may be sent again (`retry.py`)."""
+
+    ALWAYS = "always"  # twice is as good as once
+    UNSENT = "unsent"  # only where the connection could not be opened: it makes something, or changes it
+    NEVER = "never"  # the caller does so itself, or asked about this very moment
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
     """One request. `read` makes the result out of a successful response whose body is there."""
@@ -61,6 +69,12 @@ class Call(Generic[T]):
     scope: Scope = Scope.PROJECT
     auth: bool = True
     timeout: httpx.Timeout | None = None
+    may_repeat: Repeat | None = None  # None: as its method says
+
+    @property
+    def repeat(self) -> Repeat:
+        by_method = Repeat.ALWAYS if self.method in ("GET", "PUT", "DELETE") else Repeat.UNSENT
+        return self.may_repeat or by_method
 
 
 #: Several calls, of which each may depend on the answers before it. A driver sends what it yields and sends back the
@@ -150,7 +164,8 @@ def job_logs(job_id: str, attempt: int | None, *, follow: bool = False) -> Call[
 
 def job_events(job_id: str, headers: dict[str, str]) -> Call[None]:
     """The event stream; the caller reads the body."""
-    return Call("GET", f"{_job_path(job_id)}/events/stream", _nothing, headers=headers, timeout=STREAM)
+    path = f"{_job_path(job_id)}/events/stream"
+    return Call("GET", path, _nothing, headers=headers, timeout=STREAM, may_repeat=Repeat.NEVER)
 
 
 def list_checkpoints(job_id: str) -> Call[list[Checkpoint]]:
@@ -183,7 +198,8 @@ def chat(
     """Inference; the caller reads the body. `fields` are the wire's further fields, in snake_case or camelCase."""
     given = {_camel(name): value for name, value in fields.items()}
     body = {"messages": messages, "adapter": adapter, "baseModel": base_model, "stream": stream, **given}
-    return Call("POST", "/v1/inference/chat", _nothing, _without_none(body), timeout=PATIENT)
+    path, body = "/v1/inference/chat", _without_none(body)
+    return Call("POST", path, _nothing, body, timeout=PATIENT, may_repeat=Repeat.ALWAYS)  # it leaves nothing behind
 
 
 def adapter_of(job_id: str, ref: AdapterRef) -> dict[str, Any]:
@@ -262,7 +278,7 @@ def list_models() -> Call[list[dict[str, Any]]]:
 
 def health(path: str) -> Call[dict[str, Any]]:
     """`/healthz` or `/readyz`. A 503 of the latter is raised like any other error."""
-    return Call("GET", path, _object, scope=Scope.NONE, auth=False)
+    return Call("GET", path, _object, scope=Scope.NONE, auth=False, may_repeat=Repeat.NEVER)
 
 
 def error_of(response: httpx.Response) -> ArkorError:
@@ -271,12 +287,29 @@ def error_of(response: httpx.Response) -> ArkorError:
         body = response.json()
     except ValueError:
         body = None
+    envelope = body if isinstance(body, dict) else {}
+    checks = envelope.get("checks")
+    if response.status_code >= 500 and not envelope.get("error") and not isinstance(checks, dict):
+        request = response.request
+        return ServiceUnavailableError(
+            f"{request.method} {request.url.path} was answered {response.status_code} without saying why, by something "
+            "between here and the service (a proxy, a load balancer) that lost it on the way; try again",
+            status=response.status_code,
+            retry_after=_retry_after(response),
+        )
     fallback = response.text[:500].strip() or f"HTTP {response.status_code}"
-    if isinstance(body, dict):
-        checks = body.get("checks")
-        if isinstance(checks, dict):  # what `/readyz` says while it is not ready
-            fallback = "Not ready: " + ", ".join(f"{part}: {state}" for part, state in checks.items())
-    return from_wire(response.status_code, body, fallback=fallback)
+    if isinstance(checks, dict):  # what `/readyz` says while it is not ready
+        fallback = "Not ready: " + ", ".join(f"{part}: {state}" for part, state in checks.items())
+    error = from_wire(response.status_code, body, fallback=fallback)
+    if error.retry_after is None and (seconds := _retry_after(response)) is not None:
+        error.fields["retry_after"] = seconds
+    return error
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds; None where the header is not there or names a date, which no service of ours does."""
+    value = response.headers.get("Retry-After", "").strip()
+    return float(value) if value.isascii() and value.isdecimal() else None
 
 
 def _job_path(job_id: str) -> str:

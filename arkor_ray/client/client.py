@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from arkor_ray.client.adapter_download import AdapterFolder
 from arkor_ray.client.calls import AdapterDetail, AdapterRef, Call, Flow, JobDetail
 from arkor_ray.client.event_stream import NAMED_JOB_STATUSES, EventFollower
 from arkor_ray.client.inference import iter_text
+from arkor_ray.client.retry import MAX_RETRIES, Retries
 from arkor_ray.client.session import LIMITS, Session, ensure_project
 from arkor_ray.client.whole_file import whole_file
 from arkor_ray.errors import ArkorError
@@ -36,6 +37,9 @@ class Client:
     Nothing is sent before the first call. What is not given as an argument is looked up as `Session` says: the URL in
     `ARKOR_CLOUD_API_URL`, token and project in the files that the TypeScript SDK uses. Every method raises the same
     `arkor_ray.errors` classes that the service raised; `ServiceUnavailableError` also when there was no answer.
+
+    What may be sent twice (reading, deleting, inference before its first token) is sent again up to `max_retries` times when
+    nobody answers, or somebody says that it is worth trying again; what makes something, only if it was never sent.
     """
 
     def __init__(
@@ -48,10 +52,18 @@ class Client:
         project_dir: Path | str | None = None,
         home: Path | str | None = None,
         transport: Any = None,
+        max_retries: int = MAX_RETRIES,
         session: Session | None = None,
     ) -> None:
         self.session = session or Session(
-            api_url, token=token, org=org, project=project, project_dir=project_dir, home=home, transport=transport
+            api_url,
+            token=token,
+            org=org,
+            project=project,
+            project_dir=project_dir,
+            home=home,
+            transport=transport,
+            max_retries=max_retries,
         )
         self._http = httpx.Client(transport=self.session.transport, limits=LIMITS)
         self._preparing = threading.Lock()
@@ -218,8 +230,10 @@ class Client:
         if job_id is not None:
             adapter = calls.adapter_of(job_id, step)
         call = calls.chat(messages, adapter=adapter, base_model=base_model, stream=stream, **fields)
-        response = self.open(call)
-        return response if stream else self._read(response)
+        if stream:
+            return self.open(call)
+        self._prepare(call)
+        return self._fetch(call)
 
     def chat_text(self, messages: list[dict[str, Any]], **arguments: Any) -> Iterator[str]:
         """As `chat`, yielding the pieces of text as they come."""
@@ -366,9 +380,20 @@ class Client:
             return stop.value
 
     def _fetch(self, call: Call[Any]) -> httpx.Response:
-        return self._read(self._open(call))
+        return self._repeat(call, lambda: self._read(self._open_once(call)))
 
     def _open(self, call: Call[Any]) -> httpx.Response:
+        return self._repeat(call, lambda: self._open_once(call))
+
+    def _repeat(self, call: Call[Any], once: Callable[[], httpx.Response]) -> httpx.Response:
+        retries = Retries(call, self.session.max_retries)
+        while True:
+            try:
+                return once()
+            except ArkorError as error:
+                time.sleep(retries.after(error))
+
+    def _open_once(self, call: Call[Any]) -> httpx.Response:
         try:
             response = self._http.send(self._http.build_request(**self.session.request(call)), stream=True)
         except httpx.HTTPError as error:

@@ -16,6 +16,7 @@ from arkor_ray import __version__
 from arkor_ray.client import calls
 from arkor_ray.client.calls import Call, Flow, Scope, error_of
 from arkor_ray.client.credentials import Credentials, CredentialStore, StateStore, project_slug
+from arkor_ray.client.retry import MAX_RETRIES
 from arkor_ray.errors import (
     ArkorError,
     AuthenticationError,
@@ -52,6 +53,7 @@ class Session:
         project_dir: Path | str | None = None,
         home: Path | str | None = None,
         transport: Any = None,
+        max_retries: int = MAX_RETRIES,
     ) -> None:
         self.credential_store = CredentialStore(Path(home) if home is not None else None)
         self.base_url = self.credential_store.base_url(api_url)
@@ -59,6 +61,8 @@ class Session:
         self.project = project
         #: An httpx transport to use instead of the network; both clients must be able to use it.
         self.transport = transport
+        #: How often a call that failed is sent again, where that is safe and may help (`retry.py`).
+        self.max_retries = max_retries
         self._states = StateStore(Path(project_dir) if project_dir is not None else None)
         self._credentials = Credentials(token, org) if token else None
         self._warned: set[str] = set()

@@ -31,7 +31,7 @@ def test_an_unknown_command_is_a_usage_error(run):
 
 
 def test_an_expected_error_is_one_line_and_exit_code_1(run, fake):
-    fake.refuse("/me", 503, error="unavailable: the database\nis away", code="unavailable")
+    fake.refuse("/me", 503, times=3, error="unavailable: the database\nis away", code="unavailable")
     result = run("whoami")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "error: the database is away\n"

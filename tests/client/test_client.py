@@ -200,7 +200,13 @@ def transport_of(response):
 @pytest.mark.parametrize(
     ("response", "cls", "message"),
     [
-        (httpx.Response(502, text="<html>bad gateway</html>"), errors.InternalError, "<html>bad gateway</html>"),
+        (
+            httpx.Response(502, text="<html>bad gateway</html>"),
+            errors.ServiceUnavailableError,
+            "502 without saying why",
+        ),
+        (httpx.Response(500, text="Internal Server Error"), errors.ServiceUnavailableError, "GET /v1/me .*a proxy"),
+        (httpx.Response(500, json=["no"]), errors.ServiceUnavailableError, "500 without saying why"),
         (httpx.Response(404, text=""), errors.NotFoundError, "HTTP 404"),
         (httpx.Response(200, text="<html>"), errors.InternalError, "not what this client expects"),
         (httpx.Response(200, json={"other": 1}), errors.InternalError, "user: Field required"),
@@ -209,7 +215,7 @@ def transport_of(response):
 )
 def test_answers_that_no_arkor_service_gives(response, cls, message, home):
     with (
-        Client(URL, token="t", home=home, transport=transport_of(response)) as client,
+        Client(URL, token="t", home=home, transport=transport_of(response), max_retries=0) as client,
         pytest.raises(cls, match=message),
     ):
         client.me()
@@ -219,14 +225,6 @@ def test_no_answer_is_an_error_that_says_where_and_what_next(client, fake):
     fake.be_unreachable("/healthz")
     with pytest.raises(errors.ServiceUnavailableError, match=r"http://fake\.test: connection refused.*`arkor-ray up`"):
         client.healthz()
-
-
-def test_only_the_event_stream_is_retried(client, fake):
-    client.list_jobs()
-    fake.refuse("/jobs", 503)
-    with pytest.raises(errors.ServiceUnavailableError):
-        client.create_job("run", CONFIG)
-    assert len(fake.asked("POST", "/jobs")) == 1
 
 
 def test_ids_cannot_leave_their_route(client, fake):

@@ -125,8 +125,8 @@ class RunningService:
         return found
 
     def client(self) -> Client:
-        """A client with an anonymous identity of its own, kept for the life of the service."""
-        return Client(self.url, home=self.home / ".arkor", project_dir=self.home)
+        """A client with an anonymous identity of its own, kept for the life of the service; it shows every failure."""
+        return Client(self.url, home=self.home / ".arkor", project_dir=self.home, max_retries=0)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")[-4000:]

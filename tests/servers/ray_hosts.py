@@ -165,7 +165,7 @@ class RayHosts:
     def client(self) -> Client:
         home = self.folder / "home" / "client"
         home.mkdir(parents=True, exist_ok=True)
-        return Client(self.load_balancer.url, home=home / ".arkor", project_dir=home)
+        return Client(self.load_balancer.url, home=home / ".arkor", project_dir=home, max_retries=0)
 
     def find(self, part: str) -> list[tuple[str, int]]:
         """(node, pid) of every process that is `part`."""
