@@ -33,7 +33,7 @@ from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.schemas.job import JobConfig, JobStatus, Precision
 from arkor_ray.settings import Settings
 from arkor_ray.telemetry import process, tracing
-from arkor_ray.telemetry.export import Batch
+from arkor_ray.telemetry.export import Batch, FewModels
 from arkor_ray.telemetry.metrics import (
     CONTROLLER_LEADER,
     CONTROLLER_TURN_SECONDS,
@@ -221,6 +221,7 @@ class Controller:
         process.begin()
         self._settings = Settings.load()
         self._serving = ServingApplications(self._settings)
+        self._models = FewModels(entry.name for entry in self._settings.base_models.models)
         self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
         self._stopping = threading.Event()
         self._stopped = threading.Event()
@@ -239,7 +240,7 @@ class Controller:
 
     def take_counts(self, batch: Batch) -> None:
         """What a job's processes have counted since their last call (see telemetry/export.py)."""
-        batch.replay()
+        batch.replay(self._models)
 
     def driver_logs(self, submission: str) -> str | None:
         """What a job's driver printed; None if Ray does not know it."""

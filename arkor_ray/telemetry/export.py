@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
 SEND_S = 5.0  # how long an ending process waits for the controller to take its last counts
+MAX_OTHER_MODELS = 50  # that have series of their own and no entry in the catalogue
 MAX_OBSERVATIONS = 10_000  # kept of one histogram while the controller is away
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -99,17 +100,40 @@ class Batch:
             for value in values:
                 self.observe(key, value)
 
-    def replay(self) -> None:
+    def replay(self, models: FewModels) -> None:
         """Records it all in this process."""
         for (name, tags), amount in self.counts.items():
             metric = REGISTRY[name]
             assert isinstance(metric, Counter)
-            metric.add(amount, **dict(tags))
+            metric.add(amount, **models.in_tags(tags))
         for (name, tags), values in self.observations.items():
             metric = REGISTRY[name]
             assert isinstance(metric, Histogram)
+            told = models.in_tags(tags)
             for value in values:
-                metric.observe(value, **dict(tags))
+                metric.observe(value, **told)
+
+
+class FewModels:
+    """The values of the tag base_model in a process that stays: names of the catalogue, the first `MAX_OTHER_MODELS` others,
+    and "other" for the rest. Where jobs may name any model of the Hub, users would choose how many series there are.
+    """
+
+    def __init__(self, catalogue: Iterable[str]) -> None:
+        self._listed = frozenset(catalogue)
+        self._others: set[str] = set()
+        self._lock = threading.Lock()
+
+    def in_tags(self, tags: Iterable[tuple[str, str]]) -> Tags:
+        return {key: self._told(value) if key == "base_model" else value for key, value in tags}
+
+    def _told(self, model: str) -> str:
+        if model in self._listed:
+            return model
+        with self._lock:
+            if len(self._others) < MAX_OTHER_MODELS:
+                self._others.add(model)
+            return model if model in self._others else "other"
 
 
 class ControllerExporter:

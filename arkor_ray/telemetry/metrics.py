@@ -3,8 +3,9 @@
 Code that measures writes `TRAINING_STEPS.add(base_model=…)` and knows no more. Where it goes is the process's to say
 (`telemetry.export`); nowhere, until it has said so. On Ray the names appear with Ray's prefix, `ray_arkor_…`.
 
-Tags have few values: route templates, models of the catalogue, words of our own. A job's id is on gauges only, and those
-vanish with the process that sets them. The buckets of histograms are exact; their sums are Ray's estimate from the buckets.
+Tags have few values: route templates, models of the catalogue (and few others, `export.FewModels`), words of our own. A
+job's id is on gauges only, and those vanish with the process that sets them. The buckets of histograms are exact; their sums
+are Ray's estimate from the buckets.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ import threading
 import pytest
 
 from arkor_ray.telemetry import export, metrics
-from arkor_ray.telemetry.export import Batch, ControllerExporter
+from arkor_ray.telemetry.export import Batch, ControllerExporter, FewModels
 from tests.telemetry.recorded import Recorded
+
+ANY = FewModels([])
 
 
 class FakeController:
@@ -59,10 +61,25 @@ def test_counts_are_added_up_and_arrive_as_they_were(exporter, controller, recor
     exporter.send()
     assert len(controller.batches) == 1, "nothing new is nothing to send"
     metrics.export_to(recorded_apart)
-    controller.batches[0].replay()
+    controller.batches[0].replay(ANY)
     assert recorded_apart.total(metrics.TRAINING_STEPS, base_model="a") == 3
     assert recorded_apart.total(metrics.TRAINING_STEPS, base_model="b") == 2
     assert recorded_apart.all(metrics.TRAINING_STEP_SECONDS, base_model="a") == [0.1, 0.2]
+
+
+def test_models_that_users_choose_make_no_series_without_end(exporter, controller, recorded_apart, monkeypatch):
+    monkeypatch.setattr(export, "MAX_OTHER_MODELS", 2)
+    models = FewModels(["listed"])
+    metrics.export_to(recorded_apart)
+    for model in ("hub/a", "hub/b", "hub/c", "hub/d", "hub/a", "listed"):
+        batch = Batch()
+        batch.count(("arkor_training_steps_total", (("base_model", model),)), 1)
+        batch.observe(("arkor_training_checkpoint_seconds", (("base_model", model), ("stage", "upload"))), 0.5)
+        batch.replay(models)
+    for model, times in {"hub/a": 2, "hub/b": 1, "hub/c": 0, "other": 2, "listed": 1}.items():
+        assert recorded_apart.total(metrics.TRAINING_STEPS, base_model=model) == times
+        told = recorded_apart.all(metrics.TRAINING_CHECKPOINT_SECONDS, base_model=model, stage="upload")
+        assert told == [0.5] * times
 
 
 def test_what_does_not_arrive_comes_with_the_next(exporter, controller):
