@@ -164,6 +164,8 @@ class RayInferenceGateway:
             await asyncio.wait({first, ensuring}, return_when=asyncio.FIRST_COMPLETED)
             if not first.done():
                 await ensuring
+            elif ensuring.done() and not ensuring.cancelled() and ensuring.exception() is not None:
+                logger.warning("Answered, though %s could not be looked after: %s", base_model, ensuring.exception())
             return stream, await first
         except BaseException:
             first.cancel()

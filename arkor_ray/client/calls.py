@@ -291,9 +291,10 @@ def error_of(response: httpx.Response) -> ArkorError:
     checks = envelope.get("checks")
     if response.status_code >= 500 and not envelope.get("error") and not isinstance(checks, dict):
         request = response.request
+        done = "; it may have been done all the same" if request.method in ("PATCH", "POST") else ""
         return ServiceUnavailableError(
             f"{request.method} {request.url.path} was answered {response.status_code} without saying why, by something "
-            "between here and the service (a proxy, a load balancer) that lost it on the way; try again",
+            f"between here and the service (a proxy, a load balancer) that lost it on the way{done}; try again",
             status=response.status_code,
             retry_after=_retry_after(response),
         )

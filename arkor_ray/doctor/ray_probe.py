@@ -12,6 +12,7 @@ import platform
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from arkor_ray import __version__
@@ -47,17 +48,19 @@ def _ask_nodes(address: str, limit_s: float) -> dict[str, Any]:
         options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
         return ray.remote(**options)(function).remote()
 
+    def answer_of(task: Any) -> dict[str, Any]:
+        return ray.get(task, timeout=0)
+
+    def time_of(node: dict[str, Any]) -> datetime:
+        return ray.get(on(node, clock), timeout=CLOCK_S)
+
     asked = {on(node, look_from_here): node for node in alive}
     ray.wait(list(asked), num_returns=len(asked), timeout=limit_s)
     settings = Settings.load()
     ours = settings.environment()
     nodes = []
     for task, node in asked.items():
-        said = hear(
-            lambda task=task: ray.get(task, timeout=0),  # type: ignore[misc]
-            lambda node=node: ray.get(on(node, clock), timeout=CLOCK_S),  # type: ignore[misc]
-            lambda theirs: differing_settings(ours, theirs),
-        )
+        said = hear(partial(answer_of, task), partial(time_of, node), partial(differing_settings, ours))
         nodes.append({"address": node["NodeManagerAddress"], "gpus": node["Resources"].get("GPU", 0), **said})
     return {
         "ray": ray.__version__,
