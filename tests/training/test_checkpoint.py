@@ -27,10 +27,13 @@ from arkor_ray.training.resume_state import (
     Progress,
     committed_manifests,
     load_resume_state,
-    newest_resumable_step,
+    resumable_steps,
 )
+from arkor_ray.training.train_loop import newest_state
+from arkor_ray.training.workers import Worker
 from tests.training.tiny import make_spec
 
+ALONE = Worker(0, 1, torch.device("cpu"))
 IDENTITY = Identity(global_batch=8, samples=21, seed=42, optim="adamw_torch")
 QUICK = StoragePatience(RetryPolicy(budget_seconds=1.0, first_delay_seconds=0.01), consecutive_failures=2)
 
@@ -80,8 +83,13 @@ def sink() -> ListEventSink:
 
 @pytest.fixture
 def writer(export, store, sink, tmp_path) -> CheckpointWriter:
-    context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, tmp_path / "spool")
-    return CheckpointWriter(context, export, store, sink, QUICK, TrainingFigures("job-1", "base"))
+    return make_writer(export, store, sink, tmp_path)
+
+
+def make_writer(export, store, sink, folder: Path, patience: StoragePatience = QUICK) -> CheckpointWriter:
+    """Of one attempt."""
+    context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, folder / "spool")
+    return CheckpointWriter(context, export, store, sink, patience, TrainingFigures("job-1", "base"))
 
 
 def snapshot(export: AdapterExport, step: int, value: float = 1.0, final: bool = False) -> Snapshot:
@@ -103,7 +111,7 @@ def test_the_manifest_comes_last_and_a_resume_index_after_its_tensors(writer, ex
 def test_what_is_loaded_is_what_was_saved(writer, export, store) -> None:
     writer.submit(snapshot(export, 3, value=0.25))
     writer.finish()
-    assert newest_resumable_step(store, "job-1") == 3
+    assert list(resumable_steps(store, "job-1")) == [3]
     state, progress = load_resume_state(store, "job-1", 3, IDENTITY)
     assert progress == Progress(step=3) and state.optimizer_steps == 3
     assert all(torch.equal(t, torch.full_like(t, 0.25)) for kind in state.tensors.values() for t in kind.values())
@@ -217,12 +225,76 @@ def test_the_final_adapter_has_no_resume_state(writer, export, store) -> None:
     assert committed_manifests(store, "job-1") == []
 
 
-def test_a_damaged_newest_resume_state_gives_way_to_the_one_before(writer, export, store) -> None:
+def damage(store: LocalStore, step: int, keep: int | None = None) -> None:
+    """Of a resume state's tensors, `keep` bytes stay; without it, all of them but for one bit."""
+    key = f"resume/job-1/step-{step:08d}/state.safetensors"
+    data = bytearray(store.get(key))
+    data[-1] ^= 1
+    LocalStore.put(store, key, bytes(data[:keep]))
+
+
+@pytest.mark.parametrize("keep", [100, None])
+def test_a_damaged_newest_resume_state_gives_way_to_the_one_before(writer, export, store, caplog, keep) -> None:
     for step in (1, 2):
         writer.submit(snapshot(export, step))
     writer.finish()
-    LocalStore.put(store, "resume/job-1/step-00000002/state.safetensors", b"half")
-    assert newest_resumable_step(store, "job-1") == 1
+    damage(store, 2, keep)
+    state, progress = newest_state(store, "job-1", IDENTITY, ALONE)
+    assert (progress.step, state.optimizer_steps) == (1, 1)
+    if keep is None:
+        assert "does not go on from step 2 but from step 1" in caplog.text
+
+
+def test_where_every_resume_state_is_damaged_the_job_begins_anew(writer, export, store) -> None:
+    writer.submit(snapshot(export, 1))
+    writer.finish()
+    damage(store, 1)
+    assert newest_state(store, "job-1", IDENTITY, ALONE) == (None, Progress())
+
+
+def test_a_job_without_resume_states_begins_at_its_first_step(store) -> None:
+    assert newest_state(store, "job-1", IDENTITY, ALONE) == (None, Progress())
+
+
+class OneOfTwo(Worker):
+    """A worker whose peer could not read the newest state."""
+
+    def total(self, *values: float) -> list[float]:
+        peer, self.peer[:] = self.peer[0], self.peer[1:]
+        return [value + peer for value in values]
+
+
+def test_workers_go_on_from_the_newest_state_that_all_of_them_could_read(writer, export, store) -> None:
+    for step in (1, 2):
+        writer.submit(snapshot(export, step))
+    writer.finish()
+    worker = OneOfTwo(0, 1, torch.device("cpu"))
+    object.__setattr__(worker, "peer", [1, 0])
+    assert newest_state(store, "job-1", IDENTITY, worker)[1].step == 1
+
+
+def test_resume_states_of_checkpoints_that_were_never_committed_push_out_none(export, store, sink, tmp_path) -> None:
+    """Steps 3 and 4 failed at their manifests, 5 was under way at a death; the next attempt goes on from 2."""
+
+    def fail(key: str) -> None:
+        if key.endswith(("step-3/manifest.json", "step-4/manifest.json", "step-5/manifest.json")):
+            raise StorageError("503")
+
+    store.fail = fail
+    first = make_writer(export, store, sink, tmp_path, patience=replace(QUICK, consecutive_failures=4))
+    for step in (2, 3, 4, 5):
+        first.submit(snapshot(export, step))
+    first.finish()
+    store.fail = lambda key: None
+    second = make_writer(export, store, sink, tmp_path)
+    second.submit(snapshot(export, 3))
+    second.finish()
+    assert list(resumable_steps(store, "job-1")) == [3, 2]
+    third = make_writer(export, store, sink, tmp_path)
+    for step in (4, 5):
+        third.submit(snapshot(export, step))
+    third.finish()
+    assert {item.key.split("/")[2] for item in store.list("resume/")} == {"step-00000004", "step-00000005"}
 
 
 def test_a_state_of_another_run_is_refused(writer, export, store) -> None:
