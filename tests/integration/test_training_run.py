@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from arkor_ray.errors import StorageError, TrainingError
+from arkor_ray.errors import ServiceUnavailableError, StorageError, TrainingError
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.training.bare import run_bare
@@ -175,6 +175,22 @@ def test_a_finished_job_started_again_only_tells_its_checkpoints(finished) -> No
     assert again.sink.of("log") == []
     assert again.result.final_manifest == finished.result.final_manifest
     assert [m["adapter_id"] for m in again.sink.of("checkpoint")] == ["job-1-step-4", "job-1-step-8", "job-1-final"]
+
+
+class SilentAtTheEnd(ListEventSink):
+    """Nothing reaches the recorder once training is over."""
+
+    def flush(self, timeout: float) -> None:
+        raise ServiceUnavailableError("no recorder")
+
+
+def test_a_recorder_that_is_away_at_the_end_leaves_the_next_attempt_only_the_last_word(base, tmp_path) -> None:
+    spec, silent = make_spec(tmp_path, base, maxSteps=4, saveSteps=2), SilentAtTheEnd()
+    with pytest.raises(ServiceUnavailableError):
+        run_bare(spec, silent)
+    again = run_here(spec)
+    assert again.sink.of("log") == []
+    assert again.result.final_manifest == silent.of("checkpoint")[-1]
 
 
 def test_diverged_loss_fails_with_the_step(base, tmp_path) -> None:
