@@ -212,12 +212,12 @@ class FailingStore:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def put_file(self, key, path) -> None:
+    def put_file(self, key, path, *, if_absent=False) -> None:
         if self._until is None:
             self._until = time.monotonic() + (math.inf if self._seconds is None else self._seconds)
         if time.monotonic() < self._until:
             raise StorageError("503 Slow Down")
-        self._inner.put_file(key, path)
+        self._inner.put_file(key, path, if_absent=if_absent)
 
 
 def test_storage_fault_delays_a_checkpoint(base, tmp_path) -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from arkor_ray.errors import ModelError, ObjectExistsError, StorageError, TrainingError
-from arkor_ray.schemas.checkpoint import CheckpointManifest
+from arkor_ray.schemas.checkpoint import WEIGHTS_FILE, CheckpointManifest, ParityProbe
 from arkor_ray.storage.local import LocalStore
 from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.telemetry import metrics
@@ -61,13 +62,13 @@ class WatchedStore(LocalStore):
         self._note(key)
         super().put(key, data, if_absent=if_absent)
 
-    def put_file(self, key, path) -> None:
+    def put_file(self, key, path, *, if_absent=False) -> None:
         self._note(key)
-        super().put_file(key, path)
+        super().put_file(key, path, if_absent=if_absent)
 
     def _note(self, key: str) -> None:
+        self.fail(key)
         with self._lock:
-            self.fail(key)
             self.written.append(key)
 
 
@@ -92,11 +93,14 @@ def make_writer(export, store, sink, folder: Path, patience: StoragePatience = Q
     return CheckpointWriter(context, export, store, sink, patience, TrainingFigures("job-1", "base"))
 
 
+PROBE = ParityProbe(token_ids=[1, 2], logprobs=[-0.5])
+
+
 def snapshot(export: AdapterExport, step: int, value: float = 1.0, final: bool = False) -> Snapshot:
     kinds = (WEIGHTS, "exp_avg", "exp_avg_sq")
     tensors = {kind: {name: torch.full(shape, value) for name, shape in export.shapes.items()} for kind in kinds}
     state = PortableState(tensors, optimizer_steps=step)
-    return Snapshot(state, Progress(step=step), {"final_loss": 1.5}, None, final)
+    return Snapshot(state, Progress(step=step), {"final_loss": 1.5}, PROBE, final)
 
 
 def test_the_manifest_comes_last_and_a_resume_index_after_its_tensors(writer, export, store) -> None:
@@ -187,6 +191,109 @@ def test_losing_the_race_for_the_manifest_counts_as_committed(writer, export, st
     writer.submit(snapshot(export, 2))
     writer.finish()
     assert sink.of("checkpoint") == [winner[0].model_dump(mode="json")]
+
+
+class Stored:
+    """What is in storage of the adapter of a step."""
+
+    def __init__(self, store: LocalStore, step: int) -> None:
+        prefix = f"adapters/job-1-step-{step}/"
+        self.manifest = CheckpointManifest.from_bytes(store.get(prefix + "manifest.json"))
+        self.files = {file.path: store.get(prefix + file.path) for file in self.manifest.files}
+        self.weights = safetensors.torch.load(self.files[WEIGHTS_FILE])
+
+    @property
+    def value(self) -> float:
+        (value,) = {float(tensor.max()) for tensor in self.weights.values()}
+        return value
+
+    def assert_whole(self) -> None:
+        assert all(file.is_of(self.files[file.path]) for file in self.manifest.files)
+
+
+def test_a_put_of_an_attempt_that_stood_still_changes_nothing_that_a_manifest_names(
+    export, store, sink, tmp_path
+) -> None:
+    """The first is frozen with its weights under way; the second commits the same step; then the first goes on."""
+    frozen, woken = threading.Event(), threading.Event()
+
+    def freeze(key: str) -> None:
+        if key.endswith(WEIGHTS_FILE) and not frozen.is_set():
+            frozen.set()
+            assert woken.wait(60)
+
+    store.fail = freeze
+    first, told = make_writer(export, store, sink, tmp_path), ListEventSink()
+    first.submit(snapshot(export, 2, value=1.0))
+    assert frozen.wait(60)
+    second = make_writer(export, store, told, tmp_path / "second")
+    second.submit(snapshot(export, 2, value=1.5))
+    second.finish()
+    woken.set()
+    first.finish()
+    stored = Stored(store, 2)
+    stored.assert_whole()
+    assert stored.value == 1.5 and stored.manifest.probe == PROBE
+    assert sink.of("checkpoint") == told.of("checkpoint") == [stored.manifest.model_dump(mode="json")]
+
+
+def die_before_the_manifest(export, store, folder: Path, value: float) -> None:
+    """An attempt at the checkpoint of step 2."""
+
+    def fail(key: str) -> None:
+        if key.endswith("manifest.json"):
+            raise StorageError("503")
+
+    store.fail = fail
+    dead = make_writer(export, store, ListEventSink(), folder)
+    dead.submit(snapshot(export, 2, value=value))
+    dead.finish()
+    store.fail = lambda key: None
+
+
+def test_files_of_an_attempt_that_did_not_get_to_commit_are_adopted(export, store, sink, tmp_path) -> None:
+    die_before_the_manifest(export, store, tmp_path / "dead", value=1.5)
+    writer = make_writer(export, store, sink, tmp_path)
+    writer.submit(snapshot(export, 2, value=1.0))
+    writer.finish()
+    stored = Stored(store, 2)
+    stored.assert_whole()
+    assert stored.value == 1.5 and stored.manifest.probe is None
+    assert [call[2] for call in sink.calls if call[0] == "stage"][-1] == stored.files[WEIGHTS_FILE]
+
+
+def test_files_that_are_ours_to_the_bit_keep_their_probe(export, store, sink, tmp_path) -> None:
+    """An earlier attempt's, or our own whose answer was lost."""
+    die_before_the_manifest(export, store, tmp_path / "dead", value=1.0)
+    writer = make_writer(export, store, sink, tmp_path)
+    writer.submit(snapshot(export, 2, value=1.0))
+    writer.finish()
+    assert Stored(store, 2).manifest.probe == PROBE
+    assert len([call for call in sink.calls if call[0] == "stage"]) == 1
+
+
+def test_weights_in_storage_that_cannot_be_read_are_not_adopted(writer, export, store) -> None:
+    LocalStore.put(store, f"adapters/job-1-step-2/{WEIGHTS_FILE}", b"no weights")
+    writer.submit(snapshot(export, 2))
+    with pytest.raises(TrainingError, match="adapter of step 2 .* cannot be read"):
+        writer.finish()
+    assert store.head("adapters/job-1-step-2/manifest.json") is None
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_who_comes_by_a_committed_checkpoint_again_mends_its_resume_state(
+    writer, export, store, sink, tmp_path, damaged
+) -> None:
+    writer.submit(snapshot(export, 2, value=1.5))
+    writer.finish()
+    if damaged:
+        damage(store, 2)
+    again = make_writer(export, store, sink, tmp_path)
+    again.submit(snapshot(export, 2, value=1.0))
+    again.finish()
+    state, _ = load_resume_state(store, "job-1", 2, IDENTITY)
+    assert all(float(t.max()) == (1.0 if damaged else 1.5) for t in state.tensors[WEIGHTS].values())
+    assert Stored(store, 2).value == 1.5
 
 
 def test_a_snapshot_that_fails_the_gate_ends_the_run(writer, export, store, sink) -> None:
