@@ -275,7 +275,7 @@ def test_files_that_are_ours_to_the_bit_keep_their_probe(export, store, sink, tm
 def test_weights_in_storage_that_cannot_be_read_are_not_adopted(writer, export, store) -> None:
     LocalStore.put(store, f"adapters/job-1-step-2/{WEIGHTS_FILE}", b"no weights")
     writer.submit(snapshot(export, 2))
-    with pytest.raises(TrainingError, match="adapter of step 2 .* cannot be read"):
+    with pytest.raises(TrainingError, match=r"adapter of step 2 .* cannot be read"):
         writer.finish()
     assert store.head("adapters/job-1-step-2/manifest.json") is None
 
