@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ from arkor_ray.training.resume_state import (
     prune_resume_states,
     write_resume_state,
 )
+from arkor_ray.training.spool import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class CheckpointContext:
     base_revision: str | None
     base_precision: BasePrecision
     identity: Identity
-    spool: Path
+    spool: Spool
 
 
 class CheckpointWriter:
@@ -114,7 +116,7 @@ class CheckpointWriter:
     def finish(self) -> CheckpointManifest | None:
         """Waits until everything submitted is committed; the final adapter's manifest if there was one.
 
-        Raises TrainingError when storage stayed away or a snapshot did not pass the gate.
+        Raises TrainingError when storage stayed away or a snapshot did not pass the gate, OSError when the local disk failed.
         """
         self._queue.put(None)
         self._thread.join()
@@ -124,8 +126,14 @@ class CheckpointWriter:
     def abandon(self) -> None:
         """Stops without waiting for storage to come back; what is on local disk stays there."""
         self._closing.set()
+        with suppress(queue.Full):  # then nobody waits for more
+            self._queue.put_nowait(None)
 
     def _run(self) -> None:
+        with self._context.spool:
+            self._store_all()
+
+    def _store_all(self) -> None:
         while (snapshot := self._queue.get()) is not None and not self._closing.is_set():
             began = time.monotonic()
             try:
@@ -137,7 +145,7 @@ class CheckpointWriter:
                 logger.exception("Checkpoint of step %d cannot be made", snapshot.progress.step)
                 self._error = (
                     error
-                    if isinstance(error, TrainingError)
+                    if isinstance(error, TrainingError | OSError)  # another node, or this one swept, may have room
                     else TrainingError(f"The checkpoint of step {snapshot.progress.step} cannot be made: {error}")
                 )
             else:
@@ -162,7 +170,7 @@ class CheckpointWriter:
         adapter_id = (
             layout.final_adapter_id(context.job_id) if snapshot.final else layout.adapter_id(context.job_id, step)
         )
-        folder = context.spool / adapter_id
+        folder = context.spool.path / adapter_id
         weights = self._export.weights(snapshot.state.weights, step)
         self._sink.stage(adapter_id, weights)
         prefix = layout.adapter_prefix(adapter_id)
@@ -302,7 +310,7 @@ class CheckpointWriter:
     def _count_failure(self, snapshot: Snapshot, error: StorageError) -> None:
         step = snapshot.progress.step
         self._failures_in_a_row += 1
-        kept = self._context.spool
+        kept = self._context.spool.path
         self._sink.notice("checkpoint.failed", {"step": step, "reason": str(error), "kept_in": str(kept)})
         if snapshot.final or self._failures_in_a_row >= self._patience.consecutive_failures:
             self._error = TrainingError(

@@ -32,6 +32,7 @@ from arkor_ray.training.resume_state import (
     load_resume_state,
     resumable_steps,
 )
+from arkor_ray.training.spool import Spool, remove_leftovers
 from arkor_ray.training.workers import Worker, join_workers
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     """
     worker = join_workers()
     spec, job = config.spec, config.spec.config
+    remove_leftovers(spec.scratch_dir, spec.job_id)  # everywhere: the first worker of an earlier attempt was anywhere
     sink = config.make_sink() if worker.is_first else NullEventSink()
     store = config.store or spec.open_store()
     train = _resolve(config.train)
@@ -178,7 +180,7 @@ class Run:
                 base_revision=learner.base_revision,
                 base_precision=learner.base_precision,
                 identity=identity,
-                spool=config.spec.scratch_dir / config.spec.job_id,
+                spool=Spool(config.spec.scratch_dir, config.spec.job_id),
             )
             export = AdapterExport(learner.model, learner.shapes, tokenizer, learner.adapter_dtype)
             self._writer = CheckpointWriter(context, export, store, sink, config.patience, self._figures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from dataclasses import replace
@@ -30,6 +31,7 @@ from arkor_ray.training.resume_state import (
     load_resume_state,
     resumable_steps,
 )
+from arkor_ray.training.spool import Spool
 from arkor_ray.training.train_loop import newest_state
 from arkor_ray.training.workers import Worker
 from tests.training.tiny import make_spec
@@ -89,7 +91,7 @@ def writer(export, store, sink, tmp_path) -> CheckpointWriter:
 
 def make_writer(export, store, sink, folder: Path, patience: StoragePatience = QUICK) -> CheckpointWriter:
     """Of one attempt."""
-    context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, folder / "spool")
+    context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, Spool(folder, "job-1"))
     return CheckpointWriter(context, export, store, sink, patience, TrainingFigures("job-1", "base"))
 
 
@@ -301,6 +303,16 @@ def test_a_snapshot_that_fails_the_gate_ends_the_run(writer, export, store, sink
     with pytest.raises(TrainingError, match=r"step 2 has values .* not finite"):
         writer.finish()
     assert store.written == [] and sink.calls == []
+
+
+def test_a_full_disk_costs_an_attempt_and_not_the_job(writer, export, monkeypatch) -> None:
+    def full(*args) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "write", full)
+    writer.submit(snapshot(export, 2))
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish()
 
 
 def test_submit_raises_once_the_writer_has_given_up(writer, export, store) -> None:
