@@ -163,6 +163,18 @@ def test_only_the_newest_resume_states_are_kept(finished, base, tmp_path) -> Non
     ]
 
 
+def test_a_damaged_newest_resume_state_costs_its_steps_and_not_the_job(base, tmp_path) -> None:
+    spec = make_spec(tmp_path, base, maxSteps=6, saveSteps=2, loggingSteps=1)
+    stopped = run_here(spec, stop_after_step=4)  # stops at 5
+    store, key = spec.open_store(), "resume/job-1/step-00000005/state.safetensors"
+    store.put(key, store.get(key)[:-1] + b"!")
+    resumed = run_here(spec)
+    assert list(resumed.losses) == [5, 6]
+    assert resumed.losses[5] == pytest.approx(stopped.losses[5], abs=1e-5)
+    told = {m["step"]: m for m in resumed.sink.of("checkpoint")}
+    assert told[2] == stopped.sink.of("checkpoint")[0] and told[6]["final"]
+
+
 def test_dry_run_passes_every_stage(base, tmp_path) -> None:
     run = run_here(make_spec(tmp_path, base, rows=80, maxSteps=200, dryRun=True, saveSteps=5, evalSteps=5))
     assert run.result.step == 10
