@@ -12,9 +12,10 @@ from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError
 from arkor_ray.storage.atomic_file import replacing
@@ -212,7 +213,7 @@ class S3Store:
     def _put_object(self, s3: S3Client, name: str, data: bytes) -> None:
         s3.put_object(Bucket=self._bucket, Key=name, Body=data, ContentMD5=_md5(data))
 
-    def _put_if_absent(self, name: str, body: bytes | BinaryIO) -> None:
+    def _put_if_absent(self, name: str, body: bytes | BufferedReader) -> None:
         """In one request: many services ignore the condition at the end of a multipart upload."""
         token, md5 = uuid.uuid4().hex, _md5(body)
 
@@ -340,7 +341,7 @@ def _rebuild(bucket: str, prefix: str, endpoint_url: str | None, retry: RetryPol
     return S3Store(bucket, prefix, endpoint_url=endpoint_url, retry=retry)
 
 
-def _md5(body: bytes | BinaryIO) -> str:
+def _md5(body: bytes | BufferedReader) -> str:
     new = partial(hashlib.md5, usedforsecurity=False)
     digest = new(body) if isinstance(body, bytes) else hashlib.file_digest(body, new)
     return base64.b64encode(digest.digest()).decode()
