@@ -38,11 +38,11 @@ class LocalStore:
             temporary.write_bytes(data)
             self._publish(temporary, self._path(key), if_absent)
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False) -> None:
         with path.open("rb") as source, self._errors("put", key), self._incoming() as temporary:
             with temporary.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-            self._publish(temporary, self._path(key), if_absent=False)
+            self._publish(temporary, self._path(key), if_absent)
 
     def get(self, key: str) -> bytes:
         with self._errors("get", key, missing_is_not_found=True):

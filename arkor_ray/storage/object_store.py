@@ -45,8 +45,8 @@ class ObjectStore(Protocol):
         """Stores `data`. With `if_absent`, of any number of writers exactly one succeeds; the others get
         `ObjectExistsError`, as does everyone who comes later."""
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Stores the content of a local file, large ones in parallel parts."""
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False) -> None:
+        """Stores the content of a local file, large ones in parallel parts; with `if_absent`, in one piece and as `put`."""
 
     def get(self, key: str) -> bytes:
         """The content; `ObjectNotFoundError` when there is none."""

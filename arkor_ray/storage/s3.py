@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # Objects up to this size go in one request, both ways.
 SINGLE_REQUEST_BYTES = 16 << 20
+# The most that one request may carry. What is larger and must replace nothing goes in parts all the same, with the condition
+# at their end, where AWS takes it.
+CONDITIONAL_BYTES = 5 << 30
 # Names the upload that made an object, for the case that the answer to the upload's last request is lost.
 _UPLOAD_METADATA = "arkor-upload"
 
@@ -70,7 +75,7 @@ class S3Store:
             view = memoryview(data)
             self._put_parts(name, len(data), lambda start, length: bytes(view[start : start + length]))
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False) -> None:
         name = self._name(key)
         with path.open("rb") as file:
             fd = file.fileno()
@@ -82,7 +87,11 @@ class S3Store:
                     raise StorageError(f"{path} became shorter while it was being uploaded.")
                 return data
 
-            if size <= SINGLE_REQUEST_BYTES:
+            if if_absent and size <= CONDITIONAL_BYTES:
+                self._put_if_absent(name, file)
+            elif if_absent:
+                self._put_parts(name, size, read, IfNoneMatch="*")
+            elif size <= SINGLE_REQUEST_BYTES:
                 data = read(0, size)
                 self._requests.send("put", name, lambda s3, _: self._put_object(s3, name, data))
             else:
@@ -201,35 +210,38 @@ class S3Store:
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _put_object(self, s3: S3Client, name: str, data: bytes, **extra: Any) -> None:
-        s3.put_object(Bucket=self._bucket, Key=name, Body=data, ContentMD5=_md5(data), **extra)
+    def _put_object(self, s3: S3Client, name: str, data: bytes) -> None:
+        s3.put_object(Bucket=self._bucket, Key=name, Body=data, ContentMD5=_md5(data))
 
-    def _put_if_absent(self, name: str, data: bytes) -> None:
-        """In one request of at most 5 GiB: services may ignore the condition at the end of a multipart upload."""
+    def _put_if_absent(self, name: str, body: bytes | BufferedReader) -> None:
+        """In one request: many services ignore the condition at the end of a multipart upload."""
+        token, md5 = uuid.uuid4().hex, _md5(body)
 
         def put(s3: S3Client, failures: int) -> None:
+            if not isinstance(body, bytes):
+                body.seek(0)
             try:
-                self._put_object(s3, name, data, IfNoneMatch="*")
+                s3.put_object(
+                    Bucket=self._bucket,
+                    Key=name,
+                    Body=body,
+                    ContentMD5=md5,
+                    Metadata={_UPLOAD_METADATA: token},
+                    IfNoneMatch="*",
+                )
             except ClientError as error:
-                if error_status(error) != 412:
-                    raise
-                if not (failures and self._holds(s3, name, data)):
-                    raise ObjectExistsError(f"There is already an object {self._requests.describe(name)}.") from error
-                # An earlier send of ours arrived and only its answer was lost.
+                self._raise_unless_ours(error, s3, name, failures, token)
 
         self._requests.send("conditional put", name, put)
 
-    def _holds(self, s3: S3Client, name: str, data: bytes) -> bool:
-        try:
-            answer = s3.get_object(Bucket=self._bucket, Key=name)
-        except ClientError as error:
-            if error_code(error) == "NoSuchKey":
-                return False
-            raise
-        with closing(answer["Body"]) as body:
-            return answer["ContentLength"] == len(data) and body.read() == data
+    def _raise_unless_ours(self, error: ClientError, s3: S3Client, name: str, failures: int, token: str) -> None:
+        """For what ends a conditional write. An earlier send of it may have arrived and only its answer been lost."""
+        if error_status(error) != 412:
+            raise error
+        if not (failures and self._was_made_by(s3, name, token)):
+            raise ObjectExistsError(f"There is already an object {self._requests.describe(name)}.") from error
 
-    def _put_parts(self, name: str, size: int, read: Callable[[int, int], bytes]) -> None:
+    def _put_parts(self, name: str, size: int, read: Callable[[int, int], bytes], **condition: Any) -> None:
         """Uploads `size` bytes, which `read(start, length)` returns piece by piece, from any thread."""
         token = uuid.uuid4().hex
         upload_id = self._requests.send(
@@ -261,12 +273,12 @@ class S3Store:
         def complete(s3: S3Client, failures: int) -> None:
             try:
                 s3.complete_multipart_upload(
-                    Bucket=self._bucket, Key=name, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                    Bucket=self._bucket, Key=name, UploadId=upload_id, MultipartUpload={"Parts": parts}, **condition
                 )
             except ClientError as error:
                 # Done by an earlier send whose answer was lost?
                 if not (failures and error_code(error) == "NoSuchUpload" and self._was_made_by(s3, name, token)):
-                    raise
+                    self._raise_unless_ours(error, s3, name, failures, token)
 
         try:
             parts = in_parallel(put_part, enumerate(parts_of(size), start=1))
@@ -329,5 +341,7 @@ def _rebuild(bucket: str, prefix: str, endpoint_url: str | None, retry: RetryPol
     return S3Store(bucket, prefix, endpoint_url=endpoint_url, retry=retry)
 
 
-def _md5(data: bytes) -> str:
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+def _md5(body: bytes | BufferedReader) -> str:
+    new = partial(hashlib.md5, usedforsecurity=False)
+    digest = new(body) if isinstance(body, bytes) else hashlib.file_digest(body, new)
+    return base64.b64encode(digest.digest()).decode()

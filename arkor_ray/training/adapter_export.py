@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import safetensors.torch
 import torch
 from peft import get_peft_model_state_dict
@@ -69,6 +70,17 @@ class AdapterExport:
         tensors = {self._file_names[name]: tensor.to(self._dtype).contiguous() for name, tensor in state.items()}
         check_adapter(tensors, self._expected, step)
         return safetensors.torch.save(tensors, metadata={"format": "pt"})
+
+    def check(self, data: bytes, step: int) -> None:
+        """The gate, for an `adapter_model.safetensors` that another process wrote. Raises TrainingError."""
+        try:
+            tensors = safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise TrainingError(
+                f"The adapter of step {step} that an earlier attempt put into storage cannot be read: {error}. "
+                "Submit the job anew."
+            ) from error
+        check_adapter(tensors, self._expected, step)
 
     def write(self, folder: Path, weights: bytes) -> list[Path]:
         """The whole folder, flat; returns its files, sorted by name."""

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from arkor_ray.errors import TrainingError
+from arkor_ray.errors import ServiceUnavailableError, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class EventSink(Protocol):
         """Whether the job was cancelled; a cached answer."""
 
     def flush(self, timeout: float) -> None:
-        """Returns when all that was told is durable; raises TrainingError when nothing at all became so for `timeout` s."""
+        """Returns when all that was told is durable. Raises ServiceUnavailableError when nothing at all became so for `timeout`
+        s, TrainingError when some of it was refused."""
 
     def close(self) -> None:
         """Nothing more will be told. Does not wait: what is not flushed may be lost with the process."""
@@ -160,7 +161,8 @@ class RayEventSink:
                 before = (self._announcing, self._durable)
                 if self._progress.wait_for(lambda before=before: (self._announcing, self._durable) != before, timeout):  # type: ignore[misc]
                     continue
-                raise TrainingError(
+                # Not the end of the job: all its work is in storage, where the next attempt finds it.
+                raise ServiceUnavailableError(
                     f"{self._told - self._durable} events and {self._announcing} checkpoints did not reach the job's "
                     f"recorder within {timeout:g} s."
                 )

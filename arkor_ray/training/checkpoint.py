@@ -1,8 +1,6 @@
 """From a snapshot on the host to a committed checkpoint in storage, off the training thread.
 
-Order of writing: adapter files and resume state side by side, then the manifest with a conditional put. No manifest,
-no checkpoint: a crash between any two lines leaves nothing half-visible. A storage fault delays a checkpoint and
-never ends the job, until several in a row could not be stored.
+A storage fault delays a checkpoint and never ends the job, until several in a row could not be stored.
 """
 
 from __future__ import annotations
@@ -12,28 +10,28 @@ import queue
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError, TrainingError
+from arkor_ray.errors import StorageError, TrainingError
 from arkor_ray.schemas.checkpoint import BasePrecision, CheckpointManifest, ManifestFile, ParityProbe
 from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
 from arkor_ray.telemetry import tracing
 from arkor_ray.training.adapter_export import AdapterExport
 from arkor_ray.training.callbacks import EventSink
+from arkor_ray.training.checkpoint_commit import CheckpointCommitter
 from arkor_ray.training.figures import TrainingFigures
 from arkor_ray.training.loop_config import StoragePatience
 from arkor_ray.training.portable_state import PortableState
 from arkor_ray.training.resume_state import Identity, Progress, prune_resume_states, write_resume_state
+from arkor_ray.training.spool import Spool
 
 logger = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 2
 KEPT_RESUME_STATES = 2
-PARALLEL_UPLOADS = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class CheckpointContext:
     base_revision: str | None
     base_precision: BasePrecision
     identity: Identity
-    spool: Path
+    spool: Spool
 
 
 class CheckpointWriter:
@@ -81,6 +79,7 @@ class CheckpointWriter:
         self._failures_in_a_row = 0
         self._error: Exception | None = None
         self._closing = threading.Event()
+        self._committer = CheckpointCommitter(store, sink, export, patience.per_checkpoint, figures, self._closing)
         self.final_manifest: CheckpointManifest | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
         self._thread.start()
@@ -108,7 +107,7 @@ class CheckpointWriter:
     def finish(self) -> CheckpointManifest | None:
         """Waits until everything submitted is committed; the final adapter's manifest if there was one.
 
-        Raises TrainingError when storage stayed away or a snapshot did not pass the gate.
+        Raises TrainingError when storage stayed away or a snapshot did not pass the gate, OSError when the local disk failed.
         """
         self._queue.put(None)
         self._thread.join()
@@ -118,8 +117,14 @@ class CheckpointWriter:
     def abandon(self) -> None:
         """Stops without waiting for storage to come back; what is on local disk stays there."""
         self._closing.set()
+        with suppress(queue.Full):  # then nobody waits for more
+            self._queue.put_nowait(None)
 
     def _run(self) -> None:
+        with self._context.spool:
+            self._store_all()
+
+    def _store_all(self) -> None:
         while (snapshot := self._queue.get()) is not None and not self._closing.is_set():
             began = time.monotonic()
             try:
@@ -131,7 +136,7 @@ class CheckpointWriter:
                 logger.exception("Checkpoint of step %d cannot be made", snapshot.progress.step)
                 self._error = (
                     error
-                    if isinstance(error, TrainingError)
+                    if isinstance(error, TrainingError | OSError)  # another node, or this one swept, may have room
                     else TrainingError(f"The checkpoint of step {snapshot.progress.step} cannot be made: {error}")
                 )
             else:
@@ -156,7 +161,7 @@ class CheckpointWriter:
         adapter_id = (
             layout.final_adapter_id(context.job_id) if snapshot.final else layout.adapter_id(context.job_id, step)
         )
-        folder = context.spool / adapter_id
+        folder = context.spool.path / adapter_id
         weights = self._export.weights(snapshot.state.weights, step)
         self._sink.stage(adapter_id, weights)
         prefix = layout.adapter_prefix(adapter_id)
@@ -185,69 +190,17 @@ class CheckpointWriter:
             probe=snapshot.probe,
             created_at=datetime.now(UTC),
         )
-        committed = self._upload(manifest, uploads)
+        committed = self._committer.commit(manifest, uploads)
         self._sink.checkpoint(committed.model_dump(mode="json"))
         shutil.rmtree(folder, ignore_errors=True)
         if not snapshot.final:
             self._prune()
         return committed
 
-    def _upload(self, manifest: CheckpointManifest, uploads: list[tuple[str, Path]]) -> CheckpointManifest:
-        """Tries again what failed, until the checkpoint's patience ends. Returns what is committed.
-
-        Another attempt may have been first; an adapter, once committed, is never written again.
-        """
-        patience, failures, deadline = self._patience.per_checkpoint, 0, None
-        remaining = dict(uploads)
-        while True:
-            try:
-                committed = self._committed(manifest.adapter_id)
-                if committed is not None:
-                    return committed
-                self._upload_files(remaining)
-                self._store.put(layout.manifest_key(manifest.adapter_id), manifest.to_bytes(), if_absent=True)
-                return manifest
-            except ObjectExistsError:
-                continue
-            except StorageError as error:
-                now = time.monotonic()
-                failures += 1
-                self._figures.storage_failed()
-                deadline = deadline or now + patience.budget_seconds
-                delay = patience.delay_seconds(failures)
-                logger.warning("Checkpoint %s is delayed: %s", manifest.adapter_id, error)
-                if failures == 1:
-                    self._sink.notice(
-                        "checkpoint.delayed",
-                        {"step": manifest.step, "adapter_id": manifest.adapter_id, "reason": str(error)},
-                    )
-                if now + delay > deadline or self._closing.wait(delay):
-                    raise
-
-    def _committed(self, adapter_id: str) -> CheckpointManifest | None:
-        try:
-            return CheckpointManifest.from_bytes(self._store.get(layout.manifest_key(adapter_id)))
-        except ObjectNotFoundError:
-            return None
-
-    def _upload_files(self, remaining: dict[str, Path]) -> None:
-        """Uploads in parallel and takes what arrived out of `remaining`; a resume state's index goes after its tensors."""
-        late = {key: path for key, path in remaining.items() if key.startswith("resume/") and path.suffix == ".json"}
-        for wave in ({k: p for k, p in remaining.items() if k not in late}, late):
-            if not wave:
-                continue
-            with ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="checkpoint-upload") as pool:
-                futures = {key: pool.submit(self._store.put_file, key, path) for key, path in wave.items()}
-            for key, future in futures.items():
-                if future.exception() is None:
-                    del remaining[key]
-            for future in futures.values():
-                future.result()
-
     def _count_failure(self, snapshot: Snapshot, error: StorageError) -> None:
         step = snapshot.progress.step
         self._failures_in_a_row += 1
-        kept = self._context.spool
+        kept = self._context.spool.path
         self._sink.notice("checkpoint.failed", {"step": step, "reason": str(error), "kept_in": str(kept)})
         if snapshot.final or self._failures_in_a_row >= self._patience.consecutive_failures:
             self._error = TrainingError(

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 Row = Any
 
+_REMEDY = "Name another data set or subset, or give its rows as one file: a source of type blob, with a url."
+
 
 def load_rows(job_id: str, config: JobConfig, store: ObjectStore, policy: DatasetPolicy) -> dict[str, list[Row]]:
     """The raw rows: "train", and "eval" when the source has an evaluation split of its own that the job wants.
@@ -162,14 +164,37 @@ def _own_files_only(name: str) -> Iterator[None]:
 
 
 def _check_files(source: HuggingFaceSource, builder: Any, policy: DatasetPolicy) -> None:
-    """A repository's card may name files anywhere, this machine's and its network's included: only its own may be read."""
+    """Raises DatasetError unless what would be downloaded is of the repository alone and within the limit.
+
+    The repository's card may name files anywhere, this machine's and its network's included, and the size that it tells is its
+    author's word: what counts is what the Hub says of each file.
+    """
     files = [str(file) for found in (builder.config.data_files or {}).values() for file in found]
     own = f"hf://datasets/{source.name}@".lower()
     if foreign := [file for file in files if not file.lower().startswith(own)]:
         raise DatasetError(f"Data set {source.name!r} names files outside its own repository, such as {foreign[0]!r}.")
-    size = builder.info.download_size or 0
-    if size > policy.max_bytes:
-        raise DatasetError(f"Data set {source.name!r} has {size} bytes, more than the limit of {policy.max_bytes}.")
+    size = 0
+    for file in dict.fromkeys(files):  # none: a data set of the cache, with the Hub out of reach
+        found = _size_of(file)
+        if found is None:
+            raise DatasetError(
+                f"datasetSource.name: the Hub does not say how large {file!r} of data set {source.name!r} is, so that it "
+                f"cannot be held to the limit of {policy.max_bytes} bytes. {_REMEDY}"
+            )
+        size += found
+        if size > policy.max_bytes:
+            raise DatasetError(
+                f"datasetSource.name: the files of data set {source.name!r} have {size} bytes or more, and the limit is "
+                f"{policy.max_bytes}. {_REMEDY}"
+            )
+
+
+def _size_of(file: str) -> int | None:
+    """In bytes. `datasets` has just found the file, and its list of the folder is still known: that is what is asked."""
+    import fsspec
+
+    file_system, path = fsspec.url_to_fs(file)
+    return file_system.size(path)
 
 
 def _said(error: Exception) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
 from arkor_ray.training.portable_state import PortableState, Tensors
 
-logger = logging.getLogger(__name__)
-
 TENSORS_FILE = "state.safetensors"
 INDEX_FILE = layout.RESUME_INDEX_NAME
 FORMAT = 1
+
+
+class DamagedStateError(StorageError):
+    """Of this resume state nobody can go on; of an older one perhaps."""
 
 
 @dataclass
@@ -83,21 +86,20 @@ def committed_manifests(store: ObjectStore, job_id: str) -> list[CheckpointManif
     return sorted(found, key=lambda manifest: manifest.step)
 
 
-def newest_resumable_step(store: ObjectStore, job_id: str) -> int:
-    """The step of the newest committed checkpoint whose resume state is whole; 0 when there is none."""
-    for manifest in reversed(committed_manifests(store, job_id)):
-        if manifest.resume_prefix is not None and _read_index(store, manifest.resume_prefix) is not None:
-            return manifest.step
-    return 0
+def resumable_steps(store: ObjectStore, job_id: str) -> Iterator[int]:
+    """The steps of committed checkpoints whose resume state looks whole, newest first. Only reading it tells whether it is."""
+    for step, prefix in _states(store, job_id):
+        if _is_committed(store, job_id, step) and _read_index(store, prefix) is not None:
+            yield step
 
 
 def load_resume_state(store: ObjectStore, job_id: str, step: int, identity: Identity) -> tuple[PortableState, Progress]:
-    """Raises StorageError when it is damaged or was written by a run that this one does not continue, ModelError when that
-    is for its base model."""
+    """Raises DamagedStateError when it is not whole, StorageError when it was written by a run that this one does not continue,
+    ModelError when that is for its base model."""
     prefix = layout.resume_prefix(job_id, step)
     index = _read_index(store, prefix)
     if index is None:
-        raise StorageError(f"The resume state {prefix} is gone or not whole.")
+        raise DamagedStateError(f"The resume state {prefix} is gone or not whole.")
     before = {"base_model": identity.base_model, **index["identity"]}  # the first states of this format do not tell it
     if before["base_model"] != identity.base_model:
         raise ModelError(
@@ -108,9 +110,7 @@ def load_resume_state(store: ObjectStore, job_id: str, step: int, identity: Iden
     if before != asdict(identity):
         different = [key for key, value in asdict(identity).items() if before.get(key) != value]
         raise StorageError(f"The resume state {prefix} is of another run: {', '.join(different)} differ.")
-    data = store.get(prefix + TENSORS_FILE)
-    if hashlib.sha256(data).hexdigest() != index["sha256"]:
-        raise StorageError(f"{prefix}{TENSORS_FILE} is damaged: its SHA-256 is not that of {INDEX_FILE}.")
+    data = _read_tensors(store, prefix, index)
     tensors: dict[str, Tensors] = {}
     for key, tensor in safetensors.torch.load(data).items():
         kind, _, name = key.partition("/")
@@ -118,20 +118,56 @@ def load_resume_state(store: ObjectStore, job_id: str, step: int, identity: Iden
     return PortableState(tensors, index["optimizer_steps"], index["loss_scaler"]), Progress(**index["progress"])
 
 
+def is_readable(store: ObjectStore, job_id: str, step: int) -> bool:
+    """Whether the resume state is there with the very bytes that its index tells; reads all of it."""
+    prefix = layout.resume_prefix(job_id, step)
+    index = _read_index(store, prefix)
+    try:
+        return index is not None and bool(_read_tensors(store, prefix, index))
+    except DamagedStateError:
+        return False
+
+
 def prune_resume_states(store: ObjectStore, job_id: str, keep: int) -> None:
-    """Deletes all but the newest `keep` resume states of a job."""
-    root = layout.resume_root(job_id)
-    prefixes = sorted({root + item.key.removeprefix(root).split("/")[0] + "/" for item in store.list(root)})
-    for prefix in prefixes[:-keep]:
-        store.delete(prefix + INDEX_FILE)  # first, so that a half-deleted state is not taken for a whole one
-        store.delete_prefix(prefix)
+    """Deletes the resume states before the newest `keep` of committed checkpoints.
+
+    Of the others, whose checkpoint failed or is still under way, nobody can go on: they count for nothing.
+    """
+    states = list(_states(store, job_id))
+    committed = (step for step, _ in states if _is_committed(store, job_id, step))
+    oldest_kept = next(islice(committed, keep - 1, None), 0)
+    for step, prefix in states:
+        if step < oldest_kept:
+            store.delete(prefix + INDEX_FILE)  # first, so that a half-deleted state is not taken for a whole one
+            store.delete_prefix(prefix)
+
+
+def _states(store: ObjectStore, job_id: str) -> Iterator[tuple[int, str]]:
+    """Step and prefix of what there is of a job's resume states, whole or not, newest first."""
+    folders = {folder for item in store.list(layout.resume_root(job_id)) if (folder := layout.folder_of(item.key))}
+    found = [(folder.step, folder.prefix) for folder in folders if folder.step is not None]
+    yield from sorted(found, reverse=True)
+
+
+def _is_committed(store: ObjectStore, job_id: str, step: int) -> bool:
+    return store.head(layout.manifest_key(layout.adapter_id(job_id, step))) is not None
 
 
 def _read_index(store: ObjectStore, prefix: str) -> dict[str, Any] | None:
     try:
         index = json.loads(store.get(prefix + INDEX_FILE))
-    except ObjectNotFoundError:
+    except (ObjectNotFoundError, ValueError):
         return None
     tensors = store.head(prefix + TENSORS_FILE)
     whole = index.get("format") == FORMAT and tensors is not None and tensors.size == index["size_bytes"]
     return index if whole else None
+
+
+def _read_tensors(store: ObjectStore, prefix: str, index: dict[str, Any]) -> bytes:
+    try:
+        data = store.get(prefix + TENSORS_FILE)
+    except ObjectNotFoundError as error:
+        raise DamagedStateError(f"{prefix}{TENSORS_FILE} is gone.") from error
+    if hashlib.sha256(data).hexdigest() != index["sha256"]:
+        raise DamagedStateError(f"{prefix}{TENSORS_FILE} is damaged: its SHA-256 is not that of {INDEX_FILE}.")
+    return data

@@ -23,14 +23,17 @@ from arkor_ray.training.figures import TrainingFigures
 from arkor_ray.training.learner import Learner, StepResult
 from arkor_ray.training.loop_config import LoopConfig, LoopResult
 from arkor_ray.training.model import load_tokenizer
+from arkor_ray.training.portable_state import PortableState
 from arkor_ray.training.resume_state import (
+    DamagedStateError,
     Identity,
     Progress,
     committed_manifests,
     load_resume_state,
-    newest_resumable_step,
+    resumable_steps,
 )
-from arkor_ray.training.workers import join_workers
+from arkor_ray.training.spool import Spool, remove_leftovers
+from arkor_ray.training.workers import Worker, join_workers
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     """
     worker = join_workers()
     spec, job = config.spec, config.spec.config
+    remove_leftovers(spec.scratch_dir, spec.job_id)  # everywhere: the first worker of an earlier attempt was anywhere
     sink = config.make_sink() if worker.is_first else NullEventSink()
     store = config.store or spec.open_store()
     train = _resolve(config.train)
@@ -57,9 +61,9 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     tokenizer = load_tokenizer(base.path, **base.options)
 
     learner = Learner(base, job, plan, total, worker, tokenizer.pad_token_id)
-    start = worker.from_first(newest_resumable_step(store, spec.job_id) if worker.is_first else 0)
     identity = _identity(learner, plan, job, spec.base_model)
-    resume, progress = load_resume_state(store, spec.job_id, start, identity) if start else (None, Progress())
+    resume, progress = newest_state(store, spec.job_id, identity, worker)
+    start = progress.step
     learner.start(resume)
     del resume
     run = Run(config, learner, tokenizer, identity, store, sink, progress, total)
@@ -85,6 +89,26 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
         return run.finish(train, total, stopped)
     finally:
         run.close()
+
+
+def newest_state(
+    store: ObjectStore, job_id: str, identity: Identity, worker: Worker
+) -> tuple[PortableState | None, Progress]:
+    """Collective. The newest resume state that every worker could read, None and step 0 when there is none.
+
+    Raises what `load_resume_state` does, but for a damaged state: then the next older one is taken.
+    """
+    steps = worker.from_first(list(resumable_steps(store, job_id)) if worker.is_first else [])
+    for step, older in zip(steps, [*steps, 0][1:], strict=True):
+        found = None
+        try:
+            found = load_resume_state(store, job_id, step, identity)
+        except DamagedStateError as error:
+            logger.warning("Job %s does not go on from step %d but from step %d: %s", job_id, step, older, error)
+        if worker.total(found is None) == [0]:
+            assert found is not None
+            return found
+    return None, Progress()
 
 
 def batch_plan(config: JobConfig, samples: int, world_size: int) -> BatchPlan:
@@ -156,7 +180,7 @@ class Run:
                 base_revision=learner.base_revision,
                 base_precision=learner.base_precision,
                 identity=identity,
-                spool=config.spec.scratch_dir / config.spec.job_id,
+                spool=Spool(config.spec.scratch_dir, config.spec.job_id),
             )
             export = AdapterExport(learner.model, learner.shapes, tokenizer, learner.adapter_dtype)
             self._writer = CheckpointWriter(context, export, store, sink, config.patience, self._figures)

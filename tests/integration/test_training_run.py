@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from arkor_ray.errors import StorageError, TrainingError
+from arkor_ray.errors import ServiceUnavailableError, StorageError, TrainingError
 from arkor_ray.schemas.checkpoint import CheckpointManifest
 from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.training.bare import run_bare
@@ -163,6 +163,18 @@ def test_only_the_newest_resume_states_are_kept(finished, base, tmp_path) -> Non
     ]
 
 
+def test_a_damaged_newest_resume_state_costs_its_steps_and_not_the_job(base, tmp_path) -> None:
+    spec = make_spec(tmp_path, base, maxSteps=6, saveSteps=2, loggingSteps=1)
+    stopped = run_here(spec, stop_after_step=4)  # stops at 5
+    store, key = spec.open_store(), "resume/job-1/step-00000005/state.safetensors"
+    store.put(key, store.get(key)[:-1] + b"!")
+    resumed = run_here(spec)
+    assert list(resumed.losses) == [5, 6]
+    assert resumed.losses[5] == pytest.approx(stopped.losses[5], abs=1e-5)
+    told = {m["step"]: m for m in resumed.sink.of("checkpoint")}
+    assert told[2] == stopped.sink.of("checkpoint")[0] and told[6]["final"]
+
+
 def test_dry_run_passes_every_stage(base, tmp_path) -> None:
     run = run_here(make_spec(tmp_path, base, rows=80, maxSteps=200, dryRun=True, saveSteps=5, evalSteps=5))
     assert run.result.step == 10
@@ -170,11 +182,31 @@ def test_dry_run_passes_every_stage(base, tmp_path) -> None:
     assert [m["adapter_id"] for m in run.sink.of("checkpoint")] == ["job-1-step-5", "job-1-step-10", "job-1-final"]
 
 
+def test_a_finished_job_leaves_nothing_on_the_disk_of_its_node(finished) -> None:
+    assert list(finished.spec.scratch_dir.glob("checkpoints/*")) == []
+
+
 def test_a_finished_job_started_again_only_tells_its_checkpoints(finished) -> None:
     again = run_here(finished.spec)
     assert again.sink.of("log") == []
     assert again.result.final_manifest == finished.result.final_manifest
     assert [m["adapter_id"] for m in again.sink.of("checkpoint")] == ["job-1-step-4", "job-1-step-8", "job-1-final"]
+
+
+class SilentAtTheEnd(ListEventSink):
+    """Nothing reaches the recorder once training is over."""
+
+    def flush(self, timeout: float) -> None:
+        raise ServiceUnavailableError("no recorder")
+
+
+def test_a_recorder_that_is_away_at_the_end_leaves_the_next_attempt_only_the_last_word(base, tmp_path) -> None:
+    spec, silent = make_spec(tmp_path, base, maxSteps=4, saveSteps=2), SilentAtTheEnd()
+    with pytest.raises(ServiceUnavailableError):
+        run_bare(spec, silent)
+    again = run_here(spec)
+    assert again.sink.of("log") == []
+    assert again.result.final_manifest == silent.of("checkpoint")[-1]
 
 
 def test_diverged_loss_fails_with_the_step(base, tmp_path) -> None:
@@ -196,12 +228,12 @@ class FailingStore:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def put_file(self, key, path) -> None:
+    def put_file(self, key, path, *, if_absent=False) -> None:
         if self._until is None:
             self._until = time.monotonic() + (math.inf if self._seconds is None else self._seconds)
         if time.monotonic() < self._until:
             raise StorageError("503 Slow Down")
-        self._inner.put_file(key, path)
+        self._inner.put_file(key, path, if_absent=if_absent)
 
 
 def test_storage_fault_delays_a_checkpoint(base, tmp_path) -> None:
@@ -216,10 +248,11 @@ def test_storage_that_stays_away_ends_the_job_and_keeps_the_adapters(base, tmp_p
     spec = make_spec(tmp_path, base, maxSteps=400, saveSteps=1)
     patience = StoragePatience(RetryPolicy(budget_seconds=0.5, first_delay_seconds=0.05), consecutive_failures=2)
     sink = ListEventSink()
-    with pytest.raises(TrainingError, match=r"2 checkpoints in a row could not be stored.*503"):
+    with pytest.raises(TrainingError, match=r"2 checkpoints in a row could not be stored.*503") as raised:
         run_bare(spec, sink, store=FailingStore(spec.open_store(), None), patience=patience)
     assert sink.of("checkpoint") == []
-    assert (spec.scratch_dir / "job-1" / "job-1-step-1" / "adapter" / "adapter_model.safetensors").is_file()
+    (kept,) = spec.scratch_dir.glob("checkpoints/job-1.*/job-1-step-1/adapter/adapter_model.safetensors")
+    assert str(kept.parents[2]) in str(raised.value)
 
 
 def test_qlora_on_two_workers(base, tmp_path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from arkor_ray.errors import ObjectExistsError, ObjectNotFoundError, StorageError
+from arkor_ray.storage import s3
 from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.storage.s3 import S3Store
 from tests.servers.faulty_proxy import Fault, FaultyProxy
@@ -57,6 +61,7 @@ def test_every_operation_survives_an_outage(
         lambda: patient.put("small", b"x"),
         lambda: patient.put("manifest", b"y", if_absent=True),
         lambda: patient.put_file("large", large_file),
+        lambda: patient.put_file("weights", large_file, if_absent=True),
         lambda: patient.get_file("large", target),
         lambda: patient.head("small"),
         lambda: list(patient.list("")),
@@ -68,7 +73,8 @@ def test_every_operation_survives_an_outage(
         assert proxy.failed == failed + 4
     assert target.read_bytes() == large_file.read_bytes()
     assert (patient.get("small"), patient.get("manifest")) == (b"x", b"y")
-    assert [info.key for info in patient.list("")] == ["large", "manifest", "small"]
+    assert patient.get("weights") == large_file.read_bytes()
+    assert [info.key for info in patient.list("")] == ["large", "manifest", "small", "weights"]
 
 
 def test_outage_in_the_middle_of_an_upload_repeats_only_what_failed(
@@ -151,6 +157,40 @@ def test_conditional_put_that_lost_while_its_answer_was_lost(patient: S3Store, p
             with pytest.raises(ObjectExistsError):
                 patient.put("manifest", data, if_absent=True)
     assert patient.get("manifest") == b"theirs"
+
+
+def test_conditional_put_that_was_frozen_in_the_middle_replaces_nothing(
+    open_s3: OpenS3, s3_endpoint: S3Endpoint, large_file: Path
+) -> None:
+    """As of a machine that was paused for minutes and is told of nothing."""
+    store, late = open_s3(s3_endpoint), os.urandom(LARGE)
+    url = store._requests.client.generate_presigned_url(
+        "put_object", Params={"Bucket": store._bucket, "Key": store._name("weights"), "IfNoneMatch": "*"}
+    )
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    with closing(connection):
+        connection.putrequest("PUT", f"{address.path}?{address.query}")
+        connection.putheader("If-None-Match", "*")
+        connection.putheader("Content-Length", str(LARGE))
+        connection.endheaders(late[: LARGE // 2])
+        store.put_file("weights", large_file, if_absent=True)
+        connection.send(late[LARGE // 2 :])
+        assert connection.getresponse().status == 412
+    assert store.get("weights") == large_file.read_bytes()
+
+
+def test_conditional_put_of_more_than_one_request_may_carry(
+    open_s3: OpenS3, moto_s3: S3Endpoint, large_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the service takes a condition at the end of an upload in parts, as AWS does."""
+    monkeypatch.setattr(s3, "CONDITIONAL_BYTES", LARGE - 1)
+    store = open_s3(moto_s3)
+    store.put_file("weights", large_file, if_absent=True)
+    assert store.get("weights") == large_file.read_bytes()
+    with pytest.raises(ObjectExistsError):
+        store.put_file("weights", large_file, if_absent=True)
+    assert list(store.uploads()) == []
 
 
 def test_conditional_put_has_one_winner_through_an_outage(patient: S3Store, proxy: FaultyProxy) -> None:

@@ -6,10 +6,15 @@ import threading
 from typing import Any
 
 import pytest
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.exceptions import WorkerGroupError
 
-from arkor_ray.errors import TrainingError
+from arkor_ray.errors import ServiceUnavailableError, TrainingError
 from arkor_ray.training import callbacks
 from arkor_ray.training.callbacks import RayEventSink
+from arkor_ray.training.failure_policy import FinalErrorsEndTheRun, final_error
 
 WAIT_S = 10
 
@@ -93,12 +98,25 @@ def test_logs_do_not_wait_for_a_checkpoint_that_serving_is_slow_to_load(sink, re
     recorder.hold()
     sink.checkpoint({"step": 10})
     sink.log({"step": 11})
-    with pytest.raises(TrainingError, match="1 checkpoints"):
+    with pytest.raises(ServiceUnavailableError, match="1 checkpoints"):
         sink.flush(0.5)
     assert recorder.told == [("log", 11)]
     recorder.let_go()
     sink.flush(WAIT_S)
     assert recorder.told == [("log", 11), ("checkpoint", 10)]
+
+
+def test_a_recorder_without_its_database_costs_an_attempt_and_not_the_job(sink, recorder):
+    """What was not told at the end of training is told by the next attempt, which finds the final adapter in storage."""
+    recorder.hold()
+    sink.checkpoint({"step": 10})
+    with pytest.raises(ServiceUnavailableError) as away:
+        sink.flush(0.1)
+    lost = WorkerGroupError("a worker failed", {0: UserExceptionWithTraceback(away.value, "traceback")})
+    policy = FinalErrorsEndTheRun(DefaultFailurePolicy(FailureConfig(max_failures=1)))
+    assert policy.make_decision(lost) is FailureDecision.RETRY
+    assert final_error(lost) is None  # nor once the retries of this attempt are spent
+    recorder.let_go()
 
 
 def test_what_the_recorder_refuses_is_raised_by_flush(sink, recorder):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from arkor_ray.errors import ModelError, ObjectExistsError, StorageError, TrainingError
-from arkor_ray.schemas.checkpoint import CheckpointManifest
+from arkor_ray.schemas.checkpoint import WEIGHTS_FILE, CheckpointManifest, ParityProbe
 from arkor_ray.storage.local import LocalStore
 from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.telemetry import metrics
@@ -27,10 +29,14 @@ from arkor_ray.training.resume_state import (
     Progress,
     committed_manifests,
     load_resume_state,
-    newest_resumable_step,
+    resumable_steps,
 )
+from arkor_ray.training.spool import Spool
+from arkor_ray.training.train_loop import newest_state
+from arkor_ray.training.workers import Worker
 from tests.training.tiny import make_spec
 
+ALONE = Worker(0, 1, torch.device("cpu"))
 IDENTITY = Identity(global_batch=8, samples=21, seed=42, optim="adamw_torch")
 QUICK = StoragePatience(RetryPolicy(budget_seconds=1.0, first_delay_seconds=0.01), consecutive_failures=2)
 
@@ -58,13 +64,13 @@ class WatchedStore(LocalStore):
         self._note(key)
         super().put(key, data, if_absent=if_absent)
 
-    def put_file(self, key, path) -> None:
+    def put_file(self, key, path, *, if_absent=False) -> None:
         self._note(key)
-        super().put_file(key, path)
+        super().put_file(key, path, if_absent=if_absent)
 
     def _note(self, key: str) -> None:
+        self.fail(key)
         with self._lock:
-            self.fail(key)
             self.written.append(key)
 
 
@@ -80,15 +86,23 @@ def sink() -> ListEventSink:
 
 @pytest.fixture
 def writer(export, store, sink, tmp_path) -> CheckpointWriter:
-    context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, tmp_path / "spool")
-    return CheckpointWriter(context, export, store, sink, QUICK, TrainingFigures("job-1", "base"))
+    return make_writer(export, store, sink, tmp_path)
+
+
+def make_writer(export, store, sink, folder: Path, patience: StoragePatience = QUICK) -> CheckpointWriter:
+    """Of one attempt."""
+    context = CheckpointContext("job-1", "/base", None, "fp32", IDENTITY, Spool(folder, "job-1"))
+    return CheckpointWriter(context, export, store, sink, patience, TrainingFigures("job-1", "base"))
+
+
+PROBE = ParityProbe(token_ids=[1, 2], logprobs=[-0.5])
 
 
 def snapshot(export: AdapterExport, step: int, value: float = 1.0, final: bool = False) -> Snapshot:
     kinds = (WEIGHTS, "exp_avg", "exp_avg_sq")
     tensors = {kind: {name: torch.full(shape, value) for name, shape in export.shapes.items()} for kind in kinds}
     state = PortableState(tensors, optimizer_steps=step)
-    return Snapshot(state, Progress(step=step), {"final_loss": 1.5}, None, final)
+    return Snapshot(state, Progress(step=step), {"final_loss": 1.5}, PROBE, final)
 
 
 def test_the_manifest_comes_last_and_a_resume_index_after_its_tensors(writer, export, store) -> None:
@@ -103,7 +117,7 @@ def test_the_manifest_comes_last_and_a_resume_index_after_its_tensors(writer, ex
 def test_what_is_loaded_is_what_was_saved(writer, export, store) -> None:
     writer.submit(snapshot(export, 3, value=0.25))
     writer.finish()
-    assert newest_resumable_step(store, "job-1") == 3
+    assert list(resumable_steps(store, "job-1")) == [3]
     state, progress = load_resume_state(store, "job-1", 3, IDENTITY)
     assert progress == Progress(step=3) and state.optimizer_steps == 3
     assert all(torch.equal(t, torch.full_like(t, 0.25)) for kind in state.tensors.values() for t in kind.values())
@@ -181,11 +195,124 @@ def test_losing_the_race_for_the_manifest_counts_as_committed(writer, export, st
     assert sink.of("checkpoint") == [winner[0].model_dump(mode="json")]
 
 
+class Stored:
+    """What is in storage of the adapter of a step."""
+
+    def __init__(self, store: LocalStore, step: int) -> None:
+        prefix = f"adapters/job-1-step-{step}/"
+        self.manifest = CheckpointManifest.from_bytes(store.get(prefix + "manifest.json"))
+        self.files = {file.path: store.get(prefix + file.path) for file in self.manifest.files}
+        self.weights = safetensors.torch.load(self.files[WEIGHTS_FILE])
+
+    @property
+    def value(self) -> float:
+        (value,) = {float(tensor.max()) for tensor in self.weights.values()}
+        return value
+
+    def assert_whole(self) -> None:
+        assert all(file.is_of(self.files[file.path]) for file in self.manifest.files)
+
+
+def test_a_put_of_an_attempt_that_stood_still_changes_nothing_that_a_manifest_names(
+    export, store, sink, tmp_path
+) -> None:
+    """The first is frozen with its weights under way; the second commits the same step; then the first goes on."""
+    frozen, woken = threading.Event(), threading.Event()
+
+    def freeze(key: str) -> None:
+        if key.endswith(WEIGHTS_FILE) and not frozen.is_set():
+            frozen.set()
+            assert woken.wait(60)
+
+    store.fail = freeze
+    first, told = make_writer(export, store, sink, tmp_path), ListEventSink()
+    first.submit(snapshot(export, 2, value=1.0))
+    assert frozen.wait(60)
+    second = make_writer(export, store, told, tmp_path / "second")
+    second.submit(snapshot(export, 2, value=1.5))
+    second.finish()
+    woken.set()
+    first.finish()
+    stored = Stored(store, 2)
+    stored.assert_whole()
+    assert stored.value == 1.5 and stored.manifest.probe == PROBE
+    assert sink.of("checkpoint") == told.of("checkpoint") == [stored.manifest.model_dump(mode="json")]
+
+
+def die_before_the_manifest(export, store, folder: Path, value: float) -> None:
+    """An attempt at the checkpoint of step 2."""
+
+    def fail(key: str) -> None:
+        if key.endswith("manifest.json"):
+            raise StorageError("503")
+
+    store.fail = fail
+    dead = make_writer(export, store, ListEventSink(), folder)
+    dead.submit(snapshot(export, 2, value=value))
+    dead.finish()
+    store.fail = lambda key: None
+
+
+def test_files_of_an_attempt_that_did_not_get_to_commit_are_adopted(export, store, sink, tmp_path) -> None:
+    die_before_the_manifest(export, store, tmp_path / "dead", value=1.5)
+    writer = make_writer(export, store, sink, tmp_path)
+    writer.submit(snapshot(export, 2, value=1.0))
+    writer.finish()
+    stored = Stored(store, 2)
+    stored.assert_whole()
+    assert stored.value == 1.5 and stored.manifest.probe is None
+    assert [call[2] for call in sink.calls if call[0] == "stage"][-1] == stored.files[WEIGHTS_FILE]
+
+
+def test_files_that_are_ours_to_the_bit_keep_their_probe(export, store, sink, tmp_path) -> None:
+    """An earlier attempt's, or our own whose answer was lost."""
+    die_before_the_manifest(export, store, tmp_path / "dead", value=1.0)
+    writer = make_writer(export, store, sink, tmp_path)
+    writer.submit(snapshot(export, 2, value=1.0))
+    writer.finish()
+    assert Stored(store, 2).manifest.probe == PROBE
+    assert len([call for call in sink.calls if call[0] == "stage"]) == 1
+
+
+def test_weights_in_storage_that_cannot_be_read_are_not_adopted(writer, export, store) -> None:
+    LocalStore.put(store, f"adapters/job-1-step-2/{WEIGHTS_FILE}", b"no weights")
+    writer.submit(snapshot(export, 2))
+    with pytest.raises(TrainingError, match=r"adapter of step 2 .* cannot be read"):
+        writer.finish()
+    assert store.head("adapters/job-1-step-2/manifest.json") is None
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_who_comes_by_a_committed_checkpoint_again_mends_its_resume_state(
+    writer, export, store, sink, tmp_path, damaged
+) -> None:
+    writer.submit(snapshot(export, 2, value=1.5))
+    writer.finish()
+    if damaged:
+        damage(store, 2)
+    again = make_writer(export, store, sink, tmp_path)
+    again.submit(snapshot(export, 2, value=1.0))
+    again.finish()
+    state, _ = load_resume_state(store, "job-1", 2, IDENTITY)
+    assert all(float(t.max()) == (1.0 if damaged else 1.5) for t in state.tensors[WEIGHTS].values())
+    assert Stored(store, 2).value == 1.5
+
+
 def test_a_snapshot_that_fails_the_gate_ends_the_run(writer, export, store, sink) -> None:
     writer.submit(snapshot(export, 2, value=float("nan")))
     with pytest.raises(TrainingError, match=r"step 2 has values .* not finite"):
         writer.finish()
     assert store.written == [] and sink.calls == []
+
+
+def test_a_full_disk_costs_an_attempt_and_not_the_job(writer, export, monkeypatch) -> None:
+    def full(*args) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "write", full)
+    writer.submit(snapshot(export, 2))
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish()
 
 
 def test_submit_raises_once_the_writer_has_given_up(writer, export, store) -> None:
@@ -217,12 +344,76 @@ def test_the_final_adapter_has_no_resume_state(writer, export, store) -> None:
     assert committed_manifests(store, "job-1") == []
 
 
-def test_a_damaged_newest_resume_state_gives_way_to_the_one_before(writer, export, store) -> None:
+def damage(store: LocalStore, step: int, keep: int | None = None) -> None:
+    """Of a resume state's tensors, `keep` bytes stay; without it, all of them but for one bit."""
+    key = f"resume/job-1/step-{step:08d}/state.safetensors"
+    data = bytearray(store.get(key))
+    data[-1] ^= 1
+    LocalStore.put(store, key, bytes(data[:keep]))
+
+
+@pytest.mark.parametrize("keep", [100, None])
+def test_a_damaged_newest_resume_state_gives_way_to_the_one_before(writer, export, store, caplog, keep) -> None:
     for step in (1, 2):
         writer.submit(snapshot(export, step))
     writer.finish()
-    LocalStore.put(store, "resume/job-1/step-00000002/state.safetensors", b"half")
-    assert newest_resumable_step(store, "job-1") == 1
+    damage(store, 2, keep)
+    state, progress = newest_state(store, "job-1", IDENTITY, ALONE)
+    assert (progress.step, state.optimizer_steps) == (1, 1)
+    if keep is None:
+        assert "does not go on from step 2 but from step 1" in caplog.text
+
+
+def test_where_every_resume_state_is_damaged_the_job_begins_anew(writer, export, store) -> None:
+    writer.submit(snapshot(export, 1))
+    writer.finish()
+    damage(store, 1)
+    assert newest_state(store, "job-1", IDENTITY, ALONE) == (None, Progress())
+
+
+def test_a_job_without_resume_states_begins_at_its_first_step(store) -> None:
+    assert newest_state(store, "job-1", IDENTITY, ALONE) == (None, Progress())
+
+
+class OneOfTwo(Worker):
+    """A worker whose peer could not read the newest state."""
+
+    def total(self, *values: float) -> list[float]:
+        peer, self.peer[:] = self.peer[0], self.peer[1:]
+        return [value + peer for value in values]
+
+
+def test_workers_go_on_from_the_newest_state_that_all_of_them_could_read(writer, export, store) -> None:
+    for step in (1, 2):
+        writer.submit(snapshot(export, step))
+    writer.finish()
+    worker = OneOfTwo(0, 1, torch.device("cpu"))
+    object.__setattr__(worker, "peer", [1, 0])
+    assert newest_state(store, "job-1", IDENTITY, worker)[1].step == 1
+
+
+def test_resume_states_of_checkpoints_that_were_never_committed_push_out_none(export, store, sink, tmp_path) -> None:
+    """Steps 3 and 4 failed at their manifests, 5 was under way at a death; the next attempt goes on from 2."""
+
+    def fail(key: str) -> None:
+        if key.endswith(("step-3/manifest.json", "step-4/manifest.json", "step-5/manifest.json")):
+            raise StorageError("503")
+
+    store.fail = fail
+    first = make_writer(export, store, sink, tmp_path, patience=replace(QUICK, consecutive_failures=4))
+    for step in (2, 3, 4, 5):
+        first.submit(snapshot(export, step))
+    first.finish()
+    store.fail = lambda key: None
+    second = make_writer(export, store, sink, tmp_path)
+    second.submit(snapshot(export, 3))
+    second.finish()
+    assert list(resumable_steps(store, "job-1")) == [3, 2]
+    third = make_writer(export, store, sink, tmp_path)
+    for step in (4, 5):
+        third.submit(snapshot(export, step))
+    third.finish()
+    assert {item.key.split("/")[2] for item in store.list("resume/")} == {"step-00000004", "step-00000005"}
 
 
 def test_a_state_of_another_run_is_refused(writer, export, store) -> None:

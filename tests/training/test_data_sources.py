@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+from fsspec import AbstractFileSystem
 
 from arkor_ray.errors import DatasetError
 from arkor_ray.schemas.dataset import HuggingFaceSource
@@ -63,9 +65,9 @@ def hub_config(**wire) -> JobConfig:
 class Builder:
     """What `datasets` makes of a repository with these files; `calls` keeps what is loaded of it."""
 
-    def __init__(self, *files: str, size: int | None = None, unpacked: int = 10, calls: list | None = None) -> None:
-        self.config = SimpleNamespace(data_files={"train": list(files)})
-        self.info = SimpleNamespace(download_size=size)
+    def __init__(self, *files: str, unpacked: int = 10, calls: list | None = None) -> None:
+        self.config = SimpleNamespace(data_files={"train": list(files), "test": list(files)})
+        self.info = SimpleNamespace(download_size=None)  # the card tells none
         self._unpacked, self._calls = unpacked, calls if calls is not None else []
 
     def download_and_prepare(self) -> None:
@@ -77,12 +79,25 @@ class Builder:
         return SimpleNamespace(data=SimpleNamespace(nbytes=self._unpacked), to_list=lambda: rows)
 
 
+class HubFiles(AbstractFileSystem):
+    """What the Hub tells of the files of `someone/tickets`: their sizes."""
+
+    protocol = "hf"
+    cachable = False
+    sizes: ClassVar[dict[str, int | None]] = {"a": 60, "b": 40, "untold": None}
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "type": "file", "size": self.sizes[path.removeprefix("datasets/someone/tickets@1/")]}
+
+
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the `datasets` functions; returns what was loaded, repository by repository."""
+    """A stand-in for the Hub and the `datasets` functions; returns what was loaded, repository by repository."""
     import datasets
+    from fsspec.registry import _registry
 
     calls: list = []
+    monkeypatch.setitem(_registry, "hf", HubFiles)
 
     def load_dataset_builder(name, subset):
         calls.append((name, subset))
@@ -124,14 +139,30 @@ def test_a_repository_may_name_its_own_files_only(hub, monkeypatch, file) -> Non
     assert hub == []
 
 
-def test_a_repository_over_the_limit_is_not_downloaded(hub, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("names", "limit", "said"),
+    [
+        (["a", "b"], 99, "have 100 bytes or more, and the limit is 99"),
+        (["untold", "b"], 1000, "does not say how large 'hf://datasets/someone/tickets@1/untold'"),
+    ],
+)
+def test_a_repository_that_may_be_over_the_limit_is_not_downloaded(hub, monkeypatch, names, limit, said) -> None:
     import datasets
 
-    large = Builder("hf://datasets/someone/tickets@1/a", size=100, calls=hub)
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: large)
-    with pytest.raises(DatasetError, match="100 bytes"):
-        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=99))
+    files = [f"hf://datasets/someone/tickets@1/{name}" for name in names]
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: Builder(*files, calls=hub))
+    with pytest.raises(DatasetError, match=rf"^datasetSource\.name: .*{said}.*a source of type blob"):
+        load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=limit))
     assert hub == []
+
+
+def test_a_repository_at_the_limit_is_downloaded(hub, monkeypatch) -> None:
+    import datasets
+
+    files = [f"hf://datasets/someone/tickets@1/{name}" for name in "ab"]
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, subset: Builder(*files, calls=hub))
+    load_from_hub(hub_config().dataset_source, hub_config(), DatasetPolicy(max_bytes=100))
+    assert hub == ["download", "train"]
 
 
 def test_a_repository_over_the_limit_when_it_is_unpacked_is_refused(hub, monkeypatch) -> None:
