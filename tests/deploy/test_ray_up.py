@@ -48,7 +48,7 @@ def test_every_kind_of_node_has_a_role_or_every_node_has_all_extras(config):
         extras = set(re.search(r"setup_node\.sh ([\w,]+)", command).group(1).split(","))
         assert extras <= EXTRAS
         if with_roles:
-            assert extras == {"server", "s3", "postgres"} | needed[kind["labels"][ROLE_LABEL]]
+            assert extras == {"server", "s3", "postgres", "otel"} | needed[kind["labels"][ROLE_LABEL]]
         else:
             assert extras == {"all"}
     for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
