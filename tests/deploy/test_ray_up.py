@@ -67,6 +67,16 @@ def test_there_is_a_gpu_to_train_and_one_to_serve_before_anybody_asks(config):
     assert config["max_workers"] >= sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
 
 
+def test_an_image_of_aws_is_an_id_that_the_heads_role_can_start_workers_from():
+    """resolve:ssm:… needs ssm:GetParameters of whoever starts the machine, and Ray's role for the head has EC2 and S3 alone."""
+    kinds = yaml.safe_load((CLUSTER / "aws.yaml").read_text())["available_node_types"]
+    readme = (CLUSTER / "README.md").read_text()
+    for kind in kinds.values():
+        # EC2 refuses what is no id, and shows it. Ray's own choice where there is none has a glibc too old for torch.
+        assert re.fullmatch(r"ami-[0-9a-f]{17}|fill in an AMI .*, see cluster/README.md", kind["node_config"]["ImageId"])
+    assert "aws ssm get-parameters" in readme and "# IamInstanceProfile" in readme
+
+
 def test_only_our_own_commands_run(config):
     for command in commands(config):
         (script,) = re.findall(r"~/arkor-ray/(cluster/\w+\.sh)", command)
