@@ -73,7 +73,9 @@ def test_an_image_of_aws_is_an_id_that_the_heads_role_can_start_workers_from():
     readme = (CLUSTER / "README.md").read_text()
     for kind in kinds.values():
         # EC2 refuses what is no id, and shows it. Ray's own choice where there is none has a glibc too old for torch.
-        assert re.fullmatch(r"ami-[0-9a-f]{17}|fill in an AMI .*, see cluster/README.md", kind["node_config"]["ImageId"])
+        assert re.fullmatch(
+            r"ami-[0-9a-f]{17}|fill in an AMI .*, see cluster/README.md", kind["node_config"]["ImageId"]
+        )
     assert "aws ssm get-parameters" in readme and "# IamInstanceProfile" in readme
 
 
