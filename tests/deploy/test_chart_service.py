@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -53,6 +54,17 @@ def test_addresses_come_from_the_ingress_unless_they_are_given(load_settings):
     assert load_settings(render(with_values(EVERYTHING, publicUrl="https://x.example.com/"))).api_url == (
         "https://x.example.com"
     )
+
+
+def test_the_api_knows_its_services_names_by_which_clients_inside_and_the_test_reach_it(load_settings):
+    """With anonymous tokens it refuses every other name."""
+    rendered = install("everything")
+    service = rendered.the("Service", "-api")["metadata"]["name"]
+    known = load_settings(rendered).host_names.split(",")
+    assert known == [service, *(f"{service}.team{end}" for end in ("", ".svc", ".svc.cluster.local"))]
+    tested = rendered.the("Pod", "test")["spec"]["containers"][0]["env"]
+    [url] = [each["value"] for each in tested if each["name"] == "API"]
+    assert urlsplit(url).hostname in known
 
 
 def test_every_setting_can_be_made_from_the_chart():

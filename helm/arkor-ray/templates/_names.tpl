@@ -39,6 +39,13 @@ https://{{ .Values.ingress.host }}
 {{- end -}}
 {{- end }}
 
+{{/* Of the API's Service, as pods of this Kubernetes cluster may call it. */}}
+{{- define "arkor-ray.hostNames" -}}
+{{- $name := printf "%s-api" (include "arkor-ray.fullname" .) -}}
+{{- $namespaced := printf "%s.%s" $name .Release.Namespace -}}
+{{ $name }},{{ $namespaced }},{{ $namespaced }}.svc,{{ $namespaced }}.svc.cluster.local
+{{- end }}
+
 {{- define "arkor-ray.catalogue" -}}
 {{ dict "models" .Values.models | toYaml }}
 {{- end }}

@@ -164,6 +164,7 @@ spec:
 {{- with include "arkor-ray.publicUrl" . }}
 - {name: ARKOR_RAY_PUBLIC_URL, value: {{ . | quote }}}
 {{- end }}
+- {name: ARKOR_RAY_HOST_NAMES, value: {{ include "arkor-ray.hostNames" . | quote }}}
 {{- with .Values.endpoints.domain }}
 - {name: ARKOR_RAY_ENDPOINTS_DOMAIN, value: {{ . | quote }}}
 {{- end }}
