@@ -66,6 +66,12 @@ https://{{ .Values.ingress.host }}
 {{- toJson $groups -}}
 {{- end }}
 
+{{/* The same of the head, and then of the groups. */}}
+{{- define "arkor-ray.pods" -}}
+{{- $head := mustMergeOverwrite (deepCopy .Values.podDefaults) (deepCopy .Values.head) -}}
+{{- toJson (prepend (include "arkor-ray.groups" . | fromJsonArray) (set $head "name" "head")) -}}
+{{- end }}
+
 {{- define "arkor-ray.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: {{ .runAsUser }}
