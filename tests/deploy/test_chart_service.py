@@ -175,7 +175,7 @@ def test_groups_are_a_map_that_can_be_changed_added_to_and_cut():
     groups = install("everything").groups()
     assert list(groups) == ["cpu", "gpu-serving", "gpu-training", "h100"]
     h100 = groups["h100"]["template"]["spec"]["containers"][0]
-    assert h100["resources"]["limits"] == {"memory": "900Gi", "nvidia.com/gpu": "8", "rdma/hca": 8}
+    assert h100["resources"]["limits"] == {"memory": "900Gi", "nvidia.com/gpu": "8", "rdma/hca": "8"}
     assert groups["gpu-training"]["template"]["spec"]["nodeSelector"] == {"gpu": "a100"}
     assert "nodeSelector" not in groups["gpu-serving"]["template"]["spec"]
     assert list(install("values-kind.yaml").groups()) == ["cpu"]
@@ -194,6 +194,41 @@ def test_with_roles_each_part_finds_pods_of_its_own_and_without_them_all_pods_ar
     if on == "1":
         roles = {group["labels"]["arkor-ray/role"] for group in cluster["workerGroupSpecs"]}
         assert roles == {"control-plane", "training", "serving"}
+
+
+def test_ray_is_told_how_many_gpus_a_pod_has_whatever_their_resource_is_called():
+    """Its autoscaler counts what ends in gpu; NVIDIA's slices do not."""
+    rendered = render(
+        with_values(YOURS, gpuResource="nvidia.com/mig-3g.40gb", workerGroups={"gpu-training": {"gpus": 2}})
+    )
+    told = {name: group["rayStartParams"].get("num-gpus") for name, group in rendered.groups().items()}
+    assert told == {"cpu": None, "gpu-training": "2", "gpu-serving": "1"}
+    [training] = rendered.groups()["gpu-training"]["template"]["spec"]["containers"]
+    assert training["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == "2"
+
+
+def test_amounts_may_be_numbers_and_reach_ray_as_strings():
+    """Its custom resources take no number with a fraction."""
+    resources = {"requests": {"cpu": 0.5}, "limits": {"memory": 8589934592}}
+    rendered = render(with_values(EVERYTHING, head={"resources": resources}, migration={"resources": resources}))
+    amounts = {"requests": {"cpu": "0.5", "memory": "8Gi"}, "limits": {"memory": "8589934592"}}
+    assert rendered.ray_pods()[0].spec["containers"][0]["resources"] == amounts
+    [migrate] = rendered.the("Job", "migrate")["spec"]["template"]["spec"]["containers"]
+    assert migrate["resources"]["requests"]["cpu"] == "0.5"
+
+
+def test_a_variable_is_there_once_and_the_groups_wins_over_everybodys_and_the_charts():
+    """Kubernetes refuses a second one of a name, after the database has been migrated."""
+    mine = [{"name": "HF_TOKEN", "value": "group"}, {"name": "NCCL_DEBUG", "value": "INFO"}]
+    everybodys = [{"name": name, "value": "all"} for name in ("NCCL_DEBUG", "HF_HOME", "HF_TOKEN")]
+    rendered = render(with_values(EVERYTHING, extraEnv=everybodys, workerGroups={"h100": {"extraEnv": mine}}))
+    for pod in rendered.ray_pods():
+        names = [each["name"] for each in pod.spec["containers"][0]["env"]]
+        assert len(set(names)) == len(names), pod.owner
+        nearest = "group" if pod.owner == "RayService/h100" else "all"
+        assert pod.environment()["HF_TOKEN"] == {"name": "HF_TOKEN", "value": nearest}
+        assert pod.environment()["HF_HOME"]["value"] == "all"
+        assert pod.environment()["NCCL_DEBUG"]["value"] == ("INFO" if nearest == "group" else "all")
 
 
 def test_a_role_may_have_an_image_of_its_own_and_the_hooks_take_the_heads():
