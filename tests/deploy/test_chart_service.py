@@ -247,15 +247,16 @@ def test_a_role_may_have_an_image_of_its_own_and_the_hooks_take_the_heads():
     assert everything["RayService/head"].endswith("arkor-ray@sha256:" + "0" * 64)
 
 
-def test_with_autoscaling_ray_decides_between_the_bounds_and_without_it_there_is_the_least():
+def test_with_autoscaling_ray_decides_between_the_bounds_and_without_it_there_is_one_size():
     assert install("yours").cluster["autoscalerOptions"]["version"] == "v2"
-    fixed = render(with_values(YOURS, autoscaling={"enabled": False}))
+    sizes = {"gpu-training": {"minReplicas": 3, "maxReplicas": 3}, "gpu-serving": {"maxReplicas": 1}}
+    fixed = render(with_values(YOURS, autoscaling={"enabled": False}, workerGroups=sizes))
     assert "autoscalerOptions" not in fixed.cluster
-    assert {name: group["replicas"] for name, group in fixed.groups().items()} == {
-        "cpu": 2,
-        "gpu-serving": 1,
-        "gpu-training": 1,
+    sizes = {
+        name: [group[key] for key in ("replicas", "minReplicas", "maxReplicas")]
+        for name, group in fixed.groups().items()
     }
+    assert sizes == {"cpu": [2, 2, 2], "gpu-serving": [1, 1, 1], "gpu-training": [3, 3, 3]}
 
 
 def test_kueue_is_told_on_the_service():

@@ -23,11 +23,10 @@ app.kubernetes.io/component: {{ .component }}
 {{/* dict root, tag (of a pod that has an image of its own, or empty) */}}
 {{- define "arkor-ray.image" -}}
 {{- $image := .root.Values.image -}}
-{{- $repository := required "image.repository: name the image that was made from cluster/Dockerfile, such as registry.example.com/arkor-ray" $image.repository -}}
 {{- if and $image.digest (not .tag) -}}
-{{ $repository }}@{{ $image.digest }}
+{{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ $repository }}:{{ coalesce .tag $image.tag .root.Chart.AppVersion }}
+{{ $image.repository }}:{{ coalesce .tag $image.tag .root.Chart.AppVersion }}
 {{- end -}}
 {{- end }}
 
