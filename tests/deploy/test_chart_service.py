@@ -318,6 +318,25 @@ def test_the_hooks_replace_what_an_earlier_one_left():
         assert "before-hook-creation" in each["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
 
 
+def test_the_readme_gives_helm_the_time_that_its_hooks_and_its_test_may_take():
+    text = (ROOT / "helm" / "README.md").read_text()
+    (install_s, test_s) = (
+        int(re.search(rf"^helm {command} .*--timeout (\d+)m$", text, re.M).group(1)) * 60
+        for command in ("upgrade --install", "test")
+    )
+    jobs = install("everything").of_kind("Job")
+    assert jobs and install_s >= max(each["spec"]["activeDeadlineSeconds"] for each in jobs)
+    waits = re.search(r'"WAIT", "(\d+)"', (CHART / "scripts" / "check_install.py").read_text())
+    assert test_s >= int(waits.group(1)) + 300, "the image may have to come first"
+
+
+@pytest.mark.parametrize("name", ["values-one-gpu.yaml", "values-100-gpus.yaml"])
+def test_whoever_has_gpus_is_told_to_build_with_a_torch_that_can_use_them(name):
+    assert gpus_of(install(name), "maxReplicas") > 0
+    assert "--build-arg TORCH_INDEX=" in (CHART / name).read_text()
+    assert "--build-arg TORCH_INDEX=" in (ROOT / "helm" / "README.md").read_text()
+
+
 def test_the_redis_of_a_try_out_reads_its_password_from_its_environment():
     [container] = install("everything").the("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
     assert container["command"][:2] == ["sh", "-c"]

@@ -60,7 +60,7 @@ spec:
         {{- /* A name may be there once. What is nearer to the pod wins. */}}
         {{- $env := dict }}
         {{- $names := list }}
-        {{- range concat (include "arkor-ray.rayEnv" $root | fromYamlArray) $root.Values.extraEnv ($spec.extraEnv | default list) }}
+        {{- range concat (include "arkor-ray.rayEnv" $root | fromYamlArray) ($root.Values.extraEnv | default list) ($spec.extraEnv | default list) }}
         {{- if not (hasKey $env .name) }}{{ $names = append $names .name }}{{ end }}
         {{- $_ := set $env .name . }}
         {{- end }}
