@@ -9,6 +9,7 @@ import torch
 from arkor_ray.errors import ModelError, TrainingError
 from arkor_ray.gpus import unusable_gpu
 from arkor_ray.serving.engine.base_model import load_base
+from arkor_ray.training import rendezvous
 from arkor_ray.training.workers import join_workers
 
 
@@ -55,5 +56,7 @@ def test_neither_training_nor_serving_takes_the_cpu_instead(given, tmp_path):
     given([0])
     with pytest.raises(TrainingError, match="the build for CPUs"):
         join_workers()
+    with pytest.raises(TrainingError, match="the build for CPUs"):
+        rendezvous._join("nccl", "127.0.0.1", 1, 0, 1, 1)
     with pytest.raises(ModelError, match=r"house cannot be served: Ray gave a GPU .* the build for CPUs"):
         load_base(str(tmp_path), "bf16", name="house")
