@@ -62,6 +62,11 @@ class Settings(BaseSettings):
         description="A domain whose subdomains lead to the API too: an endpoint answers at SLUG.DOMAIN; "
         "empty: by path only.",
     )
+    host_names: str = Field(
+        default="",
+        description="Other names by which clients reach the API, separated by commas; where anonymous tokens are given, a "
+        "request to any other name is refused.",
+    )
     anonymous: bool | None = Field(
         default=None,
         description="Whether POST /v1/auth/anonymous mints tokens for whoever asks; unset: on one machine, where the API "

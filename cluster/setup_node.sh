@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets a machine of `ray up` up: Python, the package with the extras of its role, and the systemd unit that runs node.sh.
 #
-#   setup_node.sh EXTRAS [PACKAGE...]       setup_node.sh server,train,s3,postgres
+#   setup_node.sh EXTRAS [PACKAGE...]       setup_node.sh server,train,s3,postgres,otel
 #
 # uv brings the same Python to every node, whatever its image has, which Ray insists on; constraints.txt brings the same Ray.
 set -euo pipefail

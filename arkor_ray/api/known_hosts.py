@@ -32,8 +32,9 @@ class KnownHosts:
             settings.endpoints_domain,
             machine,
             machine.split(".")[0],
+            *settings.host_names.split(","),
         )
-        self._names = {name.lower() for name in own if name}
+        self._names = {name.strip().lower() for name in own if name and name.strip()}
         self._below = f".{settings.endpoints_domain}" if settings.endpoints_domain else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +51,7 @@ class KnownHosts:
         if host and not self._is_own(name) and ip_address(name) is None:
             return (
                 f"This server is not known as {host[:100]!r}; the operator sets ARKOR_RAY_PUBLIC_URL to the URL by which "
-                "it is reached"
+                "it is reached, or lists the name in ARKOR_RAY_HOST_NAMES"
             )
         if origin is None:
             return None

@@ -18,7 +18,8 @@ def migrate(
     """Brings the database of ARKOR_RAY_DATABASE_URL to this version's schema, and does nothing else.
 
     The service does the same when it starts. Run by itself before that, a schema that cannot be brought up to date is
-    told before anything is replaced. Running it again, or several at once, changes nothing.
+    told before anything is replaced. Running it again, or several at once, changes nothing; nor does an older version
+    take back what a newer one has done.
     """
     from arkor_ray.db.session import Database
     from arkor_ray.service import check_database
@@ -37,7 +38,13 @@ def migrate(
             time.sleep(RETRY_S)
     db = Database(settings.database_url)
     try:
-        db.migrate()
+        found = db.migrate()
     finally:
         db.close()
-    print("The database has this version's schema")
+    if found.state == "newer":
+        print(
+            f"The database has revision {found.found} of the schema, which a newer arkor-ray made: it stays as it is, and "
+            f"this version, which brings {found.newest}, runs on it"
+        )
+    else:
+        print("The database has this version's schema")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
+
+if TYPE_CHECKING:
+    from arkor_ray.db.revisions import SchemaState
+
+logger = logging.getLogger(__name__)
 
 # What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again.
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
@@ -63,14 +69,20 @@ class Database:
         with self._session() as session:
             yield session
 
-    def migrate(self) -> None:
-        """Brings the schema to the newest revision; safe to run from several processes at once."""
+    def migrate(self) -> SchemaState:
+        """Brings the schema to the newest revision; safe to run from several processes at once. Returns what it found.
+
+        A schema that a newer version made is left as it is, and that is logged: revisions only add, so that this version
+        still finds what it needs. It comes to that when the processes of one version outlive the migration to the next.
+        """
         from alembic import command
         from alembic.config import Config
 
+        from arkor_ray.db.revisions import SCRIPTS, schema_state
+
         config = Config()
         # Configuration files interpolate "%", and so does this one that is not a file.
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
         with self.engine.connect() as connection:
             # All revisions are one transaction, which a second process waits for: SQLite locks the file when it begins,
             # PostgreSQL by a lock that ends with it.
@@ -78,8 +90,17 @@ class Database:
             with connection.begin():
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(827364)"))
+                state = schema_state(connection)
+                if state.state == "newer":
+                    logger.warning(
+                        "The database is at revision %s, newer than this version's %s, and stays as it is",
+                        state.found,
+                        state.newest,
+                    )
+                    return state
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+                return state
 
     def close(self) -> None:
         self.engine.dispose()

@@ -86,27 +86,36 @@ def check_tables(db: Database) -> Iterator[Finding]:
     """Migrated to this version, and writable."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from arkor_ray.db.revisions import schema_state
     from arkor_ray.db.session import reason
 
     try:
-        state, revision, head = migration_state(db)
+        with db.engine.connect() as connection:
+            schema = schema_state(connection)
     except SQLAlchemyError as error:
         yield fail("migrations", reason(error), "the database's user needs to read its own tables")
         return
-    if state == "none":
+    if schema.state == "none":
         yield ok("migrations", "no tables yet; `arkor-ray up` makes them")
         return
-    if state == "unknown":
+    if schema.state == "foreign":
         yield fail(
-            "migrations", f"at {revision}, which this version does not know", "install the newer arkor-ray here too"
-        )
+            "migrations", f"at {schema.found}, which is no revision of arkor-ray",
+            "this is another program's database: make one for arkor-ray, and name it in ARKOR_RAY_DATABASE_URL",
+        )  # fmt: skip
         return
-    if state == "behind":
+    if schema.state == "newer":
         yield warning(
-            "migrations", f"at {revision}, and this version needs {head}", "`arkor-ray up` migrates at its start"
-        )
+            "migrations", f"at {schema.found}, newer than this version's {schema.newest}; it is left as it is",
+            "install the newer arkor-ray here too",
+        )  # fmt: skip
+    elif schema.state == "behind":
+        yield warning(
+            "migrations", f"at {schema.found}, and this version needs {schema.newest}",
+            "`arkor-ray up` migrates at its start",
+        )  # fmt: skip
     else:
-        yield ok("migrations", f"at {revision}, the newest")
+        yield ok("migrations", f"at {schema.found}, the newest")
     try:
         _try_to_write(db)
     except SQLAlchemyError as error:
@@ -116,25 +125,6 @@ def check_tables(db: Database) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield ok("database writes", "accepted")
-
-
-def migration_state(db: Database) -> tuple[str, str | None, str | None]:
-    """("none" | "behind" | "head" | "unknown", the database's revision, this version's)."""
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    from arkor_ray.db import migrations
-
-    scripts = ScriptDirectory(str(Path(str(migrations.__file__)).parent))
-    with db.engine.connect() as connection:
-        revision = MigrationContext.configure(connection).get_current_revision()
-    head = scripts.get_current_head()
-    known = {script.revision for script in scripts.walk_revisions()}
-    if revision is None:
-        return "none", None, head
-    if revision not in known:
-        return "unknown", revision, head
-    return ("head" if revision == head else "behind"), revision, head
 
 
 def _try_to_write(db: Database) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ray.exceptions
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from arkor_ray.errors import ArkorError, InvalidRequestError, TrainingError
 
@@ -30,9 +30,14 @@ class FinalErrorsEndTheRun(FailurePolicy):
 
 def final_error(error: TrainingFailedError) -> ArkorError | None:
     """The error of a worker for which there is no use in trying again, if that is what ended the run."""
-    if not isinstance(error, WorkerGroupError):
-        return None
-    for failure in error.worker_failures.values():
+    failures: list[BaseException] = []
+    if isinstance(error, WorkerGroupError):
+        failures = list(error.worker_failures.values())
+    elif isinstance(
+        error, ControllerError
+    ):  # also what a worker raises where the group meets, before the train function
+        failures = [error.controller_failure]
+    for failure in failures:
         cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps what a train function raises
         if isinstance(cause, ray.exceptions.RayTaskError):
             cause = cause.cause

@@ -16,6 +16,8 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
+from arkor_ray.errors import TrainingError
+
 
 @dataclass
 class NodeAddressConfig(TorchConfig):
@@ -55,6 +57,10 @@ def _listen() -> tuple[str, int]:
 def _join(backend: str, address: str, port: int, rank: int, world_size: int, timeout_s: int) -> None:
     import torch.distributed as dist
 
+    from arkor_ray.gpus import unusable_gpu
+
+    if (fault := unusable_gpu()) is not None:
+        raise TrainingError(fault)  # torch would only say that it has no NCCL
     # What torch's own tools, and DeepSpeed, look for.
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     timeout = timedelta(seconds=timeout_s)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from arkor_ray.errors import TrainingError
+from arkor_ray.gpus import unusable_gpu
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -37,7 +40,10 @@ class Worker:
 
 
 def join_workers() -> Worker:
-    """Finds the process group that Ray Train made, or makes one from torchrun's variables, or one of this process alone."""
+    """Finds the process group that Ray Train made, or makes one from torchrun's variables, or one of this process alone.
+
+    Raises TrainingError where Ray gave this process a GPU that torch cannot use.
+    """
     device = _device()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -56,6 +62,8 @@ def join_workers() -> Worker:
 
 def _device() -> torch.device:
     if not torch.cuda.is_available():
+        if (fault := unusable_gpu()) is not None:
+            raise TrainingError(fault)
         return torch.device("cpu")
     if dist.is_initialized():
         import ray.train.torch

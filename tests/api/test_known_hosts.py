@@ -34,6 +34,14 @@ async def test_addresses_and_this_machines_names_are_known(settings: Settings, d
     assert (await mint(settings, db, {}, {"Host": host})).status_code == 200
 
 
+async def test_names_that_the_operator_lists_are_known(settings: Settings, db: Database) -> None:
+    listed = {**SHARED, "host_names": "arkor-api, arkor-api.team.svc"}
+    for host in ("arkor-api", "arkor-api:80", "ARKOR-API.team.svc:80"):
+        assert (await mint(settings, db, listed, {"Host": host})).status_code == 200
+    for host in ("arkor-api.team", "team.svc", "x.arkor-api"):
+        assert (await mint(settings, db, listed, {"Host": host})).status_code == 403
+
+
 @pytest.mark.parametrize(
     "host",
     [

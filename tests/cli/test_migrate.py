@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 from typer.testing import CliRunner
 
 from arkor_ray.cli import migrate
@@ -28,6 +28,16 @@ def test_the_schema_is_there_afterwards_and_a_second_time_changes_nothing(databa
         inspect(Database(database_url).engine).get_table_names()
     )
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("service.db")] == []
+
+
+def test_a_schema_of_a_newer_version_stays_and_that_is_said(database_url):
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+    db = Database(database_url)
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    done = CliRunner().invoke(app, ["migrate"])
+    assert done.exit_code == 0
+    assert "has revision 9999 of the schema, which a newer arkor-ray made: it stays as it is" in done.output
 
 
 def test_it_waits_for_a_database_that_does_not_answer_yet(database_url, monkeypatch):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect as source
 import subprocess
 import sys
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import inspect, text
 
+from arkor_ray.db.revisions import SCRIPTS
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import Base
 
@@ -37,6 +43,36 @@ def test_migrating_again_changes_nothing(db: Database) -> None:
     db.migrate()
     with db.read() as session:
         assert session.scalar(text("SELECT holder FROM leases")) == "y"
+
+
+def test_a_schema_of_a_newer_version_is_left_as_it_is_and_logged(db: Database, caplog) -> None:
+    """Processes of the version before outlive the migration, and `helm rollback` starts them again."""
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    found = db.migrate()
+    assert (found.state, found.found) == ("newer", "9999")
+    assert "The database is at revision 9999, newer than this version's" in caplog.text
+    with db.read() as session:
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+
+
+def test_a_database_of_another_program_is_refused(db: Database) -> None:
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '27c6a30d7c24'"))
+    with pytest.raises(CommandError, match="27c6a30d7c24"):
+        db.migrate()
+
+
+def test_revisions_are_numbered_and_only_add() -> None:
+    """By the number an older version sees that a schema is newer; and what it reads must still be there."""
+    revisions = list(ScriptDirectory(str(SCRIPTS)).walk_revisions())[::-1]
+    assert [each.revision for each in revisions] == [f"{n:04}" for n in range(1, len(revisions) + 1)]
+    for each in revisions:
+        calls = [
+            node for node in ast.walk(ast.parse(source.getsource(each.module.upgrade))) if isinstance(node, ast.Call)
+        ]
+        done = {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
+        assert not {name for name in done if name.startswith(("drop_", "rename_"))}, each.revision
 
 
 def test_many_processes_may_migrate_at_once(database_url: str) -> None:

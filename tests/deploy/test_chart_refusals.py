@@ -7,6 +7,8 @@ from typing import Any
 import helm_python as helm
 import pytest
 
+from arkor_ray.catalogue import Catalogue
+from arkor_ray.schemas.model import CatalogueEntry
 from tests.deploy.chart import EVERYTHING, NAMESPACE, YOURS, loaded, render, values_file, with_values
 
 TLS = {"enabled": True, "host": "arkor.example.com"}
@@ -19,8 +21,15 @@ def refusal(values: dict[str, Any]) -> str:
 
 
 def test_an_install_without_anything_says_what_it_needs_first():
-    assert "image.repository: name the image" in refusal({})
-    assert "A PostgreSQL is needed: give yours by database.existingSecret.name" in refusal({"image": YOURS["image"]})
+    said = refusal({})
+    for words in (
+        "image.repository: name the image",
+        "A PostgreSQL is needed: give yours by database.existingSecret.name",
+        "An S3 storage is needed",
+        "A Redis, in which Ray's state outlives its head, is needed",
+    ):
+        assert f"\n- {words}" in said
+    assert "arkor-ray/templates/validate.yaml" in said, "and not where a file was that needed the value first"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +63,64 @@ def test_what_is_missing_is_named(missing, words):
             {"gcsFaultTolerance": {"enabled": False}, "redis": {"enabled": True}},
             "redis.enabled=true has no use with gcsFaultTolerance.enabled=false",
         ),
+        (
+            {"gcsFaultTolerance": {"enabled": False}},
+            "gcsFaultTolerance.redisAddress has no use with gcsFaultTolerance.enabled=false",
+        ),
+        (
+            {"gcsFaultTolerance": {"redisAddress": ""}, "redis": {"enabled": True}},
+            "gcsFaultTolerance.existingSecret.name has no use with redis.enabled=true",
+        ),
+        (
+            {"objectStore": {"enabled": True}, "storage": {"url": "", "endpointUrl": "http://s3.example.com"}},
+            "storage.endpointUrl has no use with objectStore.enabled=true",
+        ),
+        (
+            {"objectStore": {"enabled": True}, "storage": {"url": ""}},
+            "storage.existingSecret.name has no use with objectStore.enabled=true",
+        ),
+        (
+            {"objectStore": {"enabled": True}, "storage": {"url": "", "workloadIdentity": True}},
+            "storage.workloadIdentity=true has no use with objectStore.enabled=true",
+        ),
+        (
+            {"storage": {"workloadIdentity": True}},
+            "storage.existingSecret.name has no use with storage.workloadIdentity=true",
+        ),
+        (
+            {"rayAuth": {"existingSecret": "mine", "token": "f1c0ffee5ca1ab1e0ddba11d"}},
+            "Ray's token is given twice: rayAuth.existingSecret and rayAuth.token",
+        ),
+        ({"kueue": {"priorityClass": "high"}}, "kueue.queueName: name the LocalQueue"),
+        (
+            {"autoscaling": {"enabled": False}, "workerGroups": {"gpu-training": {"minReplicas": 0}}},
+            "workerGroups.gpu-training: with autoscaling.enabled=false a group keeps the size that it begins with: give "
+            "minReplicas and maxReplicas the same number, not 0 and 4",
+        ),
+        (
+            {"workerGroups": {"gpu-training": {"resources": {"limits": {"nvidia.com/gpu": 8}}}}},
+            "workerGroups.gpu-training.resources.limits: nvidia.com/gpu is not given here; say how many by "
+            "workerGroups.gpu-training.gpus",
+        ),
+        (
+            {
+                "gpuResource": "example.com/accelerator",
+                "head": {"resources": {"limits": {"example.com/accelerator": 1}}},
+            },
+            "head.resources.limits: example.com/accelerator is not given here; the head takes no work",
+        ),
+        (
+            {"workerGroups": {"cpu": {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}}},
+            "workerGroups.cpu.extraVolumes: there is a volume tmp already; choose another name",
+        ),
+        (
+            {"podDefaults": {"extraVolumeMounts": [{"name": "home", "mountPath": "/tmp"}]}},
+            "head.extraVolumeMounts: a volume is mounted at /tmp already; choose another path",
+        ),
+        (
+            {"podDefaults": {"extraVolumeMounts": [{"name": "models", "mountPath": "/models"}]}},
+            "head.extraVolumeMounts: there is no volume models; name it in extraVolumes",
+        ),
         ({"kueue": {"queueName": "ml"}}, "set autoscaling.enabled=false, or kueue.elastic=true"),
         (
             {"workerGroups": {"cpu": {"minReplicas": 9}}},
@@ -64,10 +131,14 @@ def test_what_is_missing_is_named(missing, words):
             "workerGroups.cpu.resources: give requests.cpu and",
         ),
         ({"head": {"resources": {"requests": None}}}, "head.resources: give requests.cpu and limits.memory"),
-        ({"extraEnv": [{"name": "ARKOR_RAY_PORT", "value": "1"}]}, "extraEnv: ARKOR_RAY_PORT is set by the chart"),
+        ({"extraEnv": [{"name": "ARKOR_RAY_PORT", "value": "1"}]}, "- extraEnv: ARKOR_RAY_PORT is set by the chart"),
+        (
+            {"extraEnv": [{"name": "AWS_DEFAULT_REGION", "value": "x"}]},
+            "extraEnv: AWS_DEFAULT_REGION is set by the chart",
+        ),
         (
             {"workerGroups": {"cpu": {"extraEnv": [{"name": "RAY_AUTH_MODE", "value": "disabled"}]}}},
-            "extraEnv: RAY_AUTH_MODE is set by the chart",
+            "workerGroups.cpu.extraEnv: RAY_AUTH_MODE is set by the chart",
         ),
     ],
 )
@@ -122,6 +193,36 @@ def test_roles_without_pods_and_pods_without_a_role_are_refused():
     more = with_values(YOURS, workerGroups={"more": group})
     assert "workerGroups.more: nodeRoles=true and the group has no role" in refusal(more)
     render(more | {"nodeRoles": False})
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ([{"name": "acme/chat"}, {"name": "Acme/Chat"}], 'models: "Acme/Chat" is there twice'),
+        (
+            [{"name": "acme/chat"}, {"name": "acme/other", "aliases": ["ACME/chat"]}],
+            'models: "ACME/chat" is there twice',
+        ),
+        ([{"name": "acme/chat", "aliases": ["house", "House"]}], 'models: "House" is there twice'),
+        ([{"name": "acme/my chat"}], 'models: "acme/my chat" is not a Hub id (owner/name)'),
+        ([{"name": "house"}], 'models: "house" is not a Hub id (owner/name)'),
+        (
+            [
+                {"name": "house", "source": "s3://b/m"},
+                {"name": "acme/chat", "aliases": ["chat"]},
+                {"name": "/models/x"},
+            ],
+            None,
+        ),
+    ],
+)
+def test_a_catalogue_that_the_service_would_not_start_with_is_refused(models, words):
+    if words is None:
+        render(with_values(YOURS, models=models))
+    else:
+        assert words in refusal(with_values(YOURS, models=models))
+        with pytest.raises(ValueError):
+            Catalogue.of(CatalogueEntry.model_validate(each) for each in models)
 
 
 PATHS = [("rayAuth", "token"), ("postgresql", "password"), ("redis", "password"), ("objectStore", "secretKey")]

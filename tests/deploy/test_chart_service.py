@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -53,6 +54,17 @@ def test_addresses_come_from_the_ingress_unless_they_are_given(load_settings):
     assert load_settings(render(with_values(EVERYTHING, publicUrl="https://x.example.com/"))).api_url == (
         "https://x.example.com"
     )
+
+
+def test_the_api_knows_its_services_names_by_which_clients_inside_and_the_test_reach_it(load_settings):
+    """With anonymous tokens it refuses every other name."""
+    rendered = install("everything")
+    service = rendered.the("Service", "-api")["metadata"]["name"]
+    known = load_settings(rendered).host_names.split(",")
+    assert known == [service, *(f"{service}.team{end}" for end in ("", ".svc", ".svc.cluster.local"))]
+    tested = rendered.the("Pod", "test")["spec"]["containers"][0]["env"]
+    [url] = [each["value"] for each in tested if each["name"] == "API"]
+    assert urlsplit(url).hostname in known
 
 
 def test_every_setting_can_be_made_from_the_chart():
@@ -163,7 +175,7 @@ def test_groups_are_a_map_that_can_be_changed_added_to_and_cut():
     groups = install("everything").groups()
     assert list(groups) == ["cpu", "gpu-serving", "gpu-training", "h100"]
     h100 = groups["h100"]["template"]["spec"]["containers"][0]
-    assert h100["resources"]["limits"] == {"memory": "900Gi", "nvidia.com/gpu": "8", "rdma/hca": 8}
+    assert h100["resources"]["limits"] == {"memory": "900Gi", "nvidia.com/gpu": "8", "rdma/hca": "8"}
     assert groups["gpu-training"]["template"]["spec"]["nodeSelector"] == {"gpu": "a100"}
     assert "nodeSelector" not in groups["gpu-serving"]["template"]["spec"]
     assert list(install("values-kind.yaml").groups()) == ["cpu"]
@@ -184,6 +196,41 @@ def test_with_roles_each_part_finds_pods_of_its_own_and_without_them_all_pods_ar
         assert roles == {"control-plane", "training", "serving"}
 
 
+def test_ray_is_told_how_many_gpus_a_pod_has_whatever_their_resource_is_called():
+    """Its autoscaler counts what ends in gpu; NVIDIA's slices do not."""
+    rendered = render(
+        with_values(YOURS, gpuResource="nvidia.com/mig-3g.40gb", workerGroups={"gpu-training": {"gpus": 2}})
+    )
+    told = {name: group["rayStartParams"].get("num-gpus") for name, group in rendered.groups().items()}
+    assert told == {"cpu": None, "gpu-training": "2", "gpu-serving": "1"}
+    [training] = rendered.groups()["gpu-training"]["template"]["spec"]["containers"]
+    assert training["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == "2"
+
+
+def test_amounts_may_be_numbers_and_reach_ray_as_strings():
+    """Its custom resources take no number with a fraction."""
+    resources = {"requests": {"cpu": 0.5}, "limits": {"memory": 8589934592}}
+    rendered = render(with_values(EVERYTHING, head={"resources": resources}, migration={"resources": resources}))
+    amounts = {"requests": {"cpu": "0.5", "memory": "8Gi"}, "limits": {"memory": "8589934592"}}
+    assert rendered.ray_pods()[0].spec["containers"][0]["resources"] == amounts
+    [migrate] = rendered.the("Job", "migrate")["spec"]["template"]["spec"]["containers"]
+    assert migrate["resources"]["requests"]["cpu"] == "0.5"
+
+
+def test_a_variable_is_there_once_and_the_groups_wins_over_everybodys_and_the_charts():
+    """Kubernetes refuses a second one of a name, after the database has been migrated."""
+    mine = [{"name": "HF_TOKEN", "value": "group"}, {"name": "NCCL_DEBUG", "value": "INFO"}]
+    everybodys = [{"name": name, "value": "all"} for name in ("NCCL_DEBUG", "HF_HOME", "HF_TOKEN")]
+    rendered = render(with_values(EVERYTHING, extraEnv=everybodys, workerGroups={"h100": {"extraEnv": mine}}))
+    for pod in rendered.ray_pods():
+        names = [each["name"] for each in pod.spec["containers"][0]["env"]]
+        assert len(set(names)) == len(names), pod.owner
+        nearest = "group" if pod.owner == "RayService/h100" else "all"
+        assert pod.environment()["HF_TOKEN"] == {"name": "HF_TOKEN", "value": nearest}
+        assert pod.environment()["HF_HOME"]["value"] == "all"
+        assert pod.environment()["NCCL_DEBUG"]["value"] == ("INFO" if nearest == "group" else "all")
+
+
 def test_a_role_may_have_an_image_of_its_own_and_the_hooks_take_the_heads():
     rendered = install("values-100-gpus.yaml")
     images = {pod.owner: pod.spec["containers"][0]["image"].rpartition(":")[2] for pod in rendered.pods()}
@@ -200,15 +247,16 @@ def test_a_role_may_have_an_image_of_its_own_and_the_hooks_take_the_heads():
     assert everything["RayService/head"].endswith("arkor-ray@sha256:" + "0" * 64)
 
 
-def test_with_autoscaling_ray_decides_between_the_bounds_and_without_it_there_is_the_least():
+def test_with_autoscaling_ray_decides_between_the_bounds_and_without_it_there_is_one_size():
     assert install("yours").cluster["autoscalerOptions"]["version"] == "v2"
-    fixed = render(with_values(YOURS, autoscaling={"enabled": False}))
+    sizes = {"gpu-training": {"minReplicas": 3, "maxReplicas": 3}, "gpu-serving": {"maxReplicas": 1}}
+    fixed = render(with_values(YOURS, autoscaling={"enabled": False}, workerGroups=sizes))
     assert "autoscalerOptions" not in fixed.cluster
-    assert {name: group["replicas"] for name, group in fixed.groups().items()} == {
-        "cpu": 2,
-        "gpu-serving": 1,
-        "gpu-training": 1,
+    sizes = {
+        name: [group[key] for key in ("replicas", "minReplicas", "maxReplicas")]
+        for name, group in fixed.groups().items()
     }
+    assert sizes == {"cpu": [2, 2, 2], "gpu-serving": [1, 1, 1], "gpu-training": [3, 3, 3]}
 
 
 def test_kueue_is_told_on_the_service():
@@ -236,10 +284,9 @@ def test_training_is_never_evicted_serving_keeps_one_and_a_group_may_go_without(
     assert budgets["rel-arkor-ray-gpu-training"]["minAvailable"] == 12
     assert "unhealthyPodEvictionPolicy" not in budgets["rel-arkor-ray-gpu-training"]
     assert budgets["rel-arkor-ray-gpu-serving"]["minAvailable"] == 1
-    assert budgets["rel-arkor-ray-head"]["minAvailable"] == 1
-    assert [e["metadata"]["name"] for e in install("values-one-gpu.yaml").of_kind("PodDisruptionBudget")] == [
-        "rel-arkor-ray-head"
-    ]
+    # There is one head: with a budget no drain of its node would end.
+    assert "rel-arkor-ray-head" not in budgets
+    assert install("values-one-gpu.yaml").of_kind("PodDisruptionBudget") == []
 
 
 def test_your_database_is_migrated_before_anything_is_made_and_ours_after():
@@ -269,6 +316,25 @@ def test_the_hooks_replace_what_an_earlier_one_left():
     assert {each["kind"] for each in hooks} == {"Job", "Pod"}
     for each in hooks:
         assert "before-hook-creation" in each["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+
+
+def test_the_readme_gives_helm_the_time_that_its_hooks_and_its_test_may_take():
+    text = (ROOT / "helm" / "README.md").read_text()
+    (install_s, test_s) = (
+        int(re.search(rf"^helm {command} .*--timeout (\d+)m$", text, re.M).group(1)) * 60
+        for command in ("upgrade --install", "test")
+    )
+    jobs = install("everything").of_kind("Job")
+    assert jobs and install_s >= max(each["spec"]["activeDeadlineSeconds"] for each in jobs)
+    waits = re.search(r'"WAIT", "(\d+)"', (CHART / "scripts" / "check_install.py").read_text())
+    assert test_s >= int(waits.group(1)) + 300, "the image may have to come first"
+
+
+@pytest.mark.parametrize("name", ["values-one-gpu.yaml", "values-100-gpus.yaml"])
+def test_whoever_has_gpus_is_told_to_build_with_a_torch_that_can_use_them(name):
+    assert gpus_of(install(name), "maxReplicas") > 0
+    assert "--build-arg TORCH_INDEX=" in (CHART / name).read_text()
+    assert "--build-arg TORCH_INDEX=" in (ROOT / "helm" / "README.md").read_text()
 
 
 def test_the_redis_of_a_try_out_reads_its_password_from_its_environment():

@@ -30,9 +30,9 @@ def test_only_the_api_is_published_and_only_on_loopback():
 def test_every_secret_must_be_filled_in_and_the_example_has_none():
     used = dict(re.findall(r"\$\{(\w+)(:?[?-][^}]*)?\}", TEXT))
     assert used.keys() == EXAMPLE.keys()
-    assert not any(EXAMPLE.values())
+    assert {name for name, value in EXAMPLE.items() if value} == {"TORCH_INDEX"}
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
-    assert {name for name, rest in used.items() if not rest.startswith(":?fill it in")} == {"HF_TOKEN"}
+    assert {name for name, rest in used.items() if not rest.startswith(":?fill it in")} == {"HF_TOKEN", "TORCH_INDEX"}
     for service in SERVICES.values():
         for name, value in service["environment"].items():
             if re.search(r"TOKEN|PASSWORD|SECRET", name):
@@ -50,11 +50,38 @@ def test_what_a_service_refers_to_is_there(name):
             assert SERVICES[other]["healthcheck"]["test"]
         if needed["condition"] == "service_completed_successfully":
             assert SERVICES[other]["restart"] == "no"
-    if "build" in service:
-        assert (CLUSTER / service["build"]["context"] / service["build"]["dockerfile"]).samefile(CLUSTER / "Dockerfile")
-        assert (CLUSTER / service["build"]["context"]).samefile(ROOT)
+    if service["image"] == "arkor-ray:all":
+        assert service["pull_policy"] == "never"
     else:
         assert re.search(r":v?\d", service["image"]), "without a version it is another image tomorrow"
+
+
+def test_one_service_builds_the_image_and_whoever_runs_it_waits_for_that_one():
+    """Builds of one tag at the same time get into each other's way."""
+    runs = {name for name, service in SERVICES.items() if service["image"] == "arkor-ray:all"}
+    (builder,) = (name for name, service in SERVICES.items() if "build" in service)
+    assert builder in runs
+    assert all(builder in SERVICES[name]["depends_on"] for name in runs - {builder})
+    build = SERVICES[builder]["build"]
+    assert (CLUSTER / build["context"] / build["dockerfile"]).samefile(CLUSTER / "Dockerfile")
+    assert (CLUSTER / build["context"]).samefile(ROOT)
+
+
+def test_a_torch_with_cuda_is_chosen_where_the_build_reads_it():
+    """Empty means PyPI's build, so only an absent variable may stand for the Dockerfile's own choice."""
+    argument = SERVICES["bucket"]["build"]["args"]["TORCH_INDEX"]
+    default = re.search(r"^ARG TORCH_INDEX=(.+)$", (CLUSTER / "Dockerfile").read_text(), re.M).group(1)
+    assert argument == f"${{TORCH_INDEX-{default}}}"
+    assert EXAMPLE["TORCH_INDEX"] == default
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_rays_object_store_is_half_of_shared_memory(name):
+    """Unless it is told, Ray takes a share of the machine's memory, and the disk for it where /dev/shm is smaller."""
+    (store,) = (
+        int(m.group(1)) for word in SERVICES[name]["command"] if (m := re.match(r"--object-store-memory=(\d+)", word))
+    )
+    assert store == int(SERVICES[name]["shm_size"].removesuffix("gb")) * 2**30 // 2
 
 
 @pytest.mark.parametrize("name", ["head", "worker"])

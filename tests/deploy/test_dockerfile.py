@@ -49,7 +49,7 @@ def test_each_image_has_the_extras_of_its_role():
         set(found.split(",")) for rest in of("RUN") for found in re.findall(r"pip install '\.\[([\w,]+)\]'", rest)
     ]
     assert all(extras <= EXTRAS for extras in installed)
-    base = {"server", "s3", "postgres"}
+    base = {"server", "s3", "postgres", "otel"}
     assert sorted(map(sorted, installed)) == sorted(map(sorted, ({"all"}, base, base | {"train"}, base | {"serve"})))
 
 

@@ -48,7 +48,7 @@ def test_every_kind_of_node_has_a_role_or_every_node_has_all_extras(config):
         extras = set(re.search(r"setup_node\.sh ([\w,]+)", command).group(1).split(","))
         assert extras <= EXTRAS
         if with_roles:
-            assert extras == {"server", "s3", "postgres"} | needed[kind["labels"][ROLE_LABEL]]
+            assert extras == {"server", "s3", "postgres", "otel"} | needed[kind["labels"][ROLE_LABEL]]
         else:
             assert extras == {"all"}
     for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
@@ -65,6 +65,18 @@ def test_there_is_a_gpu_to_train_and_one_to_serve_before_anybody_asks(config):
     for role in ("training", "serving"):
         assert 1 <= kinds[role]["min_workers"] < kinds[role]["max_workers"]
     assert config["max_workers"] >= sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
+
+
+def test_an_image_of_aws_is_an_id_that_the_heads_role_can_start_workers_from():
+    """resolve:ssm:… needs ssm:GetParameters of whoever starts the machine, and Ray's role for the head has EC2 and S3 alone."""
+    kinds = yaml.safe_load((CLUSTER / "aws.yaml").read_text())["available_node_types"]
+    readme = (CLUSTER / "README.md").read_text()
+    for kind in kinds.values():
+        # EC2 refuses what is no id, and shows it. Ray's own choice where there is none has a glibc too old for torch.
+        assert re.fullmatch(
+            r"ami-[0-9a-f]{17}|fill in an AMI .*, see cluster/README.md", kind["node_config"]["ImageId"]
+        )
+    assert "aws ssm get-parameters" in readme and "# IamInstanceProfile" in readme
 
 
 def test_only_our_own_commands_run(config):

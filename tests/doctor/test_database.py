@@ -69,7 +69,11 @@ def test_an_empty_one_has_its_tables_to_come(kind: str, request: pytest.FixtureR
 @both
 @pytest.mark.parametrize(
     ("revision", "status", "word"),
-    [("0001", Status.WARNING, "arkor-ray up"), ("9999", Status.FAIL, "newer arkor-ray")],
+    [
+        ("0001", Status.WARNING, "arkor-ray up"),
+        ("9999", Status.WARNING, "newer arkor-ray"),
+        ("27c6a30d7c24", Status.FAIL, "another program's database"),
+    ],
 )
 def test_another_revision_is_told_with_what_to_do(db: Database, revision: str, status: Status, word: str):
     execute(db, f"UPDATE alembic_version SET version_num = '{revision}'")

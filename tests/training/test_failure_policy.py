@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from arkor_ray.errors import DatasetError, ModelError, ServiceUnavailableError, TrainingError
 from arkor_ray.training.failure_policy import FinalErrorsEndTheRun, final_error
@@ -14,7 +15,7 @@ def raised_by_worker(error: Exception) -> WorkerGroupError:
     return WorkerGroupError("a worker failed", {1: UserExceptionWithTraceback(error, "traceback")})
 
 
-def decide(error: WorkerGroupError, max_failures: int = 3) -> FailureDecision:
+def decide(error: TrainingFailedError, max_failures: int = 3) -> FailureDecision:
     policy = FinalErrorsEndTheRun(DefaultFailurePolicy(FailureConfig(max_failures=max_failures)))
     return policy.make_decision(error)
 
@@ -32,6 +33,15 @@ def test_others_are_tried_again_within_the_budget(error) -> None:
     assert decide(raised_by_worker(error)) is FailureDecision.RETRY
     assert decide(raised_by_worker(error), max_failures=0) is FailureDecision.RAISE
     assert final_error(raised_by_worker(error)) is None
+
+
+def test_what_a_worker_raises_where_the_group_meets_is_its_error_too() -> None:
+    """Ray Train calls that an error of its controller."""
+    error = TrainingError("this torch is the build for CPUs")
+    met = ControllerError(RayTaskError("_join", "traceback", error).as_instanceof_cause())
+    assert decide(met) is FailureDecision.RAISE
+    assert final_error(met) is error
+    assert final_error(ControllerError(RuntimeError("no room"))) is None
 
 
 def test_a_final_error_counts_among_others() -> None:

@@ -1,7 +1,9 @@
 """What alembic runs: the revisions of `versions/` on the connection that Database.migrate() or the command line opens.
 
 A developer makes a new revision, on a database at the newest one, with
-`alembic -c arkor_ray/db/migrations/alembic.ini -x url=sqlite:///PATH revision --autogenerate -m "what it adds"`.
+`alembic -c arkor_ray/db/migrations/alembic.ini -x url=sqlite:///PATH revision --autogenerate --rev-id 0004 -m "what it adds"`,
+under the next number. It only adds, and what it adds may be left out of an INSERT: processes of the version before go on with
+the new schema until they are replaced.
 """
 
 from __future__ import annotations

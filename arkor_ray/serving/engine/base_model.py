@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from arkor_ray.errors import ModelError
+from arkor_ray.gpus import unusable_gpu
 from arkor_ray.schemas.checkpoint import BasePrecision
 from arkor_ray.schemas.model import LOAD_ERRORS, needs_remote_code, wants_remote_code
 from arkor_ray.serving.engine.attention import ATTENTION_NAME, RecordBatch
@@ -46,8 +47,11 @@ def load_base(
     """Reads the weights of a Hub id or an absolute directory; `name` is what messages call the model.
 
     nf4 quantises while loading (bitsandbytes); its activations are bf16 on a GPU and fp32 on a CPU.
-    Raises ModelError when it cannot be read, or when the slot engine would not compute it exactly.
+    Raises ModelError when it cannot be read, when the slot engine would not compute it exactly, or when Ray gave this
+    process a GPU that torch cannot use.
     """
+    if device is None and (fault := unusable_gpu()) is not None:
+        raise ModelError(f"Base model {name or source} cannot be served: {fault}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _DTYPES.get(precision) or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     if source.startswith("/") and not Path(source, "config.json").is_file():

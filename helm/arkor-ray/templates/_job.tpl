@@ -20,7 +20,7 @@ spec:
       env:
         - {name: HOME, value: /tmp}
         {{- with .env }}{{ . | nindent 8 }}{{ end }}
-      resources: {{- toYaml .resources | nindent 8 }}
+      resources: {{- include "arkor-ray.plainResources" .resources | nindent 8 }}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
   volumes:

@@ -23,11 +23,10 @@ app.kubernetes.io/component: {{ .component }}
 {{/* dict root, tag (of a pod that has an image of its own, or empty) */}}
 {{- define "arkor-ray.image" -}}
 {{- $image := .root.Values.image -}}
-{{- $repository := required "image.repository: name the image that was made from cluster/Dockerfile, such as registry.example.com/arkor-ray" $image.repository -}}
 {{- if and $image.digest (not .tag) -}}
-{{ $repository }}@{{ $image.digest }}
+{{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ $repository }}:{{ coalesce .tag $image.tag .root.Chart.AppVersion }}
+{{ $image.repository }}:{{ coalesce .tag $image.tag .root.Chart.AppVersion }}
 {{- end -}}
 {{- end }}
 
@@ -37,6 +36,13 @@ app.kubernetes.io/component: {{ .component }}
 {{- else if .Values.ingress.enabled -}}
 https://{{ .Values.ingress.host }}
 {{- end -}}
+{{- end }}
+
+{{/* Of the API's Service, as pods of this Kubernetes cluster may call it. */}}
+{{- define "arkor-ray.hostNames" -}}
+{{- $name := printf "%s-api" (include "arkor-ray.fullname" .) -}}
+{{- $namespaced := printf "%s.%s" $name .Release.Namespace -}}
+{{ $name }},{{ $namespaced }},{{ $namespaced }}.svc,{{ $namespaced }}.svc.cluster.local
 {{- end }}
 
 {{- define "arkor-ray.catalogue" -}}
@@ -57,6 +63,12 @@ https://{{ .Values.ingress.host }}
 {{- end -}}
 {{- end -}}
 {{- toJson $groups -}}
+{{- end }}
+
+{{/* The same of the head, and then of the groups. */}}
+{{- define "arkor-ray.pods" -}}
+{{- $head := mustMergeOverwrite (deepCopy .Values.podDefaults) (deepCopy .Values.head) -}}
+{{- toJson (prepend (include "arkor-ray.groups" . | fromJsonArray) (set $head "name" "head")) -}}
 {{- end }}
 
 {{- define "arkor-ray.podSecurityContext" -}}

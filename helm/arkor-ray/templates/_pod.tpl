@@ -57,8 +57,16 @@ spec:
         - {name: metrics, containerPort: 8080}
         - {name: serve, containerPort: 8000}
       env:
-        {{- include "arkor-ray.rayEnv" $root | nindent 8 }}
-        {{- with concat $root.Values.extraEnv $spec.extraEnv }}{{ toYaml . | nindent 8 }}{{ end }}
+        {{- /* A name may be there once. What is nearer to the pod wins. */}}
+        {{- $env := dict }}
+        {{- $names := list }}
+        {{- range concat (include "arkor-ray.rayEnv" $root | fromYamlArray) ($root.Values.extraEnv | default list) ($spec.extraEnv | default list) }}
+        {{- if not (hasKey $env .name) }}{{ $names = append $names .name }}{{ end }}
+        {{- $_ := set $env .name . }}
+        {{- end }}
+        {{- range $names }}
+        - {{ get $env . | toJson }}
+        {{- end }}
       resources: {{- include "arkor-ray.resources" (dict "spec" $spec "gpuResource" $root.Values.gpuResource) | nindent 8 }}
       {{- /* Ray's agent answers for the raylet, on the head also for the GCS. A worker is ready when it can pass on
       requests to the API; one without a replica runs no proxy, is never ready, and works all the same. */}}
@@ -164,6 +172,7 @@ spec:
 {{- with include "arkor-ray.publicUrl" . }}
 - {name: ARKOR_RAY_PUBLIC_URL, value: {{ . | quote }}}
 {{- end }}
+- {name: ARKOR_RAY_HOST_NAMES, value: {{ include "arkor-ray.hostNames" . | quote }}}
 {{- with .Values.endpoints.domain }}
 - {name: ARKOR_RAY_ENDPOINTS_DOMAIN, value: {{ . | quote }}}
 {{- end }}
@@ -181,7 +190,18 @@ spec:
 {{- define "arkor-ray.resources" -}}
 {{- $resources := deepCopy .spec.resources -}}
 {{- if .spec.gpus -}}
-{{- $_ := set $resources "limits" (set (default dict $resources.limits) .gpuResource (toString .spec.gpus)) -}}
+{{- $_ := set $resources "limits" (set (default dict $resources.limits) .gpuResource (int .spec.gpus)) -}}
 {{- end -}}
-{{ toYaml $resources }}
+{{ include "arkor-ray.plainResources" $resources }}
+{{- end }}
+
+{{/* Numbers as strings: Ray's custom resources take none with a fraction, and large ones would print as 8.5e+09. */}}
+{{- define "arkor-ray.plainResources" -}}
+{{- $plain := dict -}}
+{{- range $kind, $amounts := . -}}
+{{- $strings := dict -}}
+{{- range $name, $amount := $amounts -}}{{- $_ := set $strings $name (include "arkor-ray.plainNumber" $amount) -}}{{- end -}}
+{{- $_ := set $plain $kind $strings -}}
+{{- end -}}
+{{ toYaml $plain }}
 {{- end }}

@@ -51,24 +51,13 @@ key: url
 {{- end }}
 {{- end }}
 
-{{/* dict root, name, key (of the Secret), value (what the values say), path (where they say it) */}}
+{{/* dict root, name, key (of the Secret), value (what the values say) */}}
 {{- define "arkor-ray.secretValue" -}}
 {{- if .value -}}
-{{- include "arkor-ray.checkSecret" . -}}
 {{- .value -}}
 {{- else -}}
 {{- $found := lookup "v1" "Secret" .root.Release.Namespace .name | default dict -}}
 {{- $kept := get ($found.data | default dict) .key -}}
 {{- if $kept -}}{{- $kept | b64dec -}}{{- else -}}{{- randAlphaNum 40 -}}{{- end -}}
-{{- end -}}
-{{- end }}
-
-{{- define "arkor-ray.checkSecret" -}}
-{{- $plain := regexReplaceAll "[^a-z0-9]" (lower .value) "" -}}
-{{- if regexMatch "^(my|your|the|some|a)?(changeit|changeme|changethis|replaceme|placeholder|example|dummy|test|todo|default|admin|root|minio|postgres|redis|arkor|ray|secret|password|passwd|passw0rd|token|key|x+|[0-9]+)+$" $plain -}}
-{{- fail (printf "%s is a placeholder that anybody would guess: leave it out and one is made, or give a random one (openssl rand -hex 24)" .path) -}}
-{{- end -}}
-{{- if lt (len .value) 16 -}}
-{{- fail (printf "%s has %d characters: give at least 16 random ones (openssl rand -hex 24), or leave it out and one is made" .path (len .value)) -}}
 {{- end -}}
 {{- end }}
