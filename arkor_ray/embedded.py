@@ -188,6 +188,8 @@ class LocalRay:
             f"--ray-client-server-port={client}",
         ]
         command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one: two instances must not share a range
+        if not _torch_uses_gpus():
+            command.append("--num-gpus=0")  # Ray would give out those that it finds, and whoever got one would fail
         with self._log_path().open("wb") as log:
             # A session of its own: Ctrl-C in the terminal is for us, and we end Ray in our order.
             self._process = subprocess.Popen(
@@ -296,6 +298,22 @@ def _check_free(host: str, port: int) -> None:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise ConflictError(f"--port {port} on {host}: {error.strerror}; choose another port") from error
+
+
+def _torch_uses_gpus(devices: Path = Path("/dev")) -> bool:
+    """Whether torch can use this machine's GPUs; True also where there is none."""
+    if not any(devices.glob("nvidia[0-9]*")):
+        return True
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    logger.warning(
+        "This machine has a GPU that torch %s cannot use, so everything runs on the CPU; install torch's build for CUDA, "
+        "and see whether `nvidia-smi` finds the driver",
+        torch.__version__,
+    )
+    return False
 
 
 def check_answers(address: str) -> None:

@@ -121,3 +121,23 @@ def test_a_joined_ray_that_asks_nobody_for_a_token_is_said(monkeypatch, caplog):
         monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda asks=asks: asks)
         embedded._warn_without_token("head:6379")
         assert said in caplog.text and bool(caplog.records) is bool(said)
+
+
+def test_a_torch_for_cpus_leaves_the_gpus_out_and_says_so(tmp_path, monkeypatch, caplog):
+    assert embedded._torch_uses_gpus(tmp_path)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert embedded._torch_uses_gpus(tmp_path)
+    assert not caplog.text
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert not embedded._torch_uses_gpus(tmp_path)
+    assert "everything runs on the CPU" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_told_before_anything_starts(host):
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConflictError, match=f"--port {port} on {host}: "):
+            embedded._check_free(host, port)
+    embedded._check_free(host, port)
