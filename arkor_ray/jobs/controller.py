@@ -49,6 +49,7 @@ TURN_S = 0.5
 LEASE_S = 5.0
 RECLAIM_S = 10.0  # how often workers of lost attempts are looked for
 SWEEP_S = 60.0  # how often stored runs are swept
+SERVING, SERVING_CALLS = "serving", 64  # the calls that wait for a serving application, and how many may at a time
 SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
 
 
@@ -230,9 +231,9 @@ class Controller:
         """True while the loop runs."""
         return self._thread.is_alive()
 
-    def ensure_serving(self, base_model: str, base_precision: BasePrecision) -> None:
-        """Returns once the serving application of this base model runs."""
-        self._serving.ensure(base_model, base_precision)
+    def ensure_serving(self, base_model: str, base_precision: BasePrecision) -> str | None:
+        """As ServingApplications.ensure: soon, whether it runs or not. In threads of its own, see `ensure_controller`."""
+        return self._serving.ensure(base_model, base_precision)
 
     def default_precision(self) -> Precision:
         return self._serving.default_precision()
@@ -283,7 +284,9 @@ def ensure_controller(settings: Settings) -> Any:
         "max_task_retries": -1,
         "max_concurrency": 64,
     }
-    return ray.remote(Controller).options(**options).remote()
+    # Whoever waits for serving holds a thread for some seconds; however many do, everybody else finds one of the others.
+    ray.method(concurrency_group=SERVING)(Controller.ensure_serving)
+    return ray.remote(concurrency_groups={SERVING: SERVING_CALLS})(Controller).options(**options).remote()
 
 
 def _view(job: JobRow) -> decision.JobView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -245,3 +246,17 @@ def test_a_sweep_that_fails_holds_up_no_job(db, reconciler, launcher, monkeypatc
         reconciler.turn()
     reconciler.turn()
     assert launcher.submitted == [f"{job_id}-1"]
+
+
+def test_calls_that_wait_for_serving_take_no_thread_from_the_others(settings, monkeypatch):
+    made = {}
+
+    def remote(**options):
+        made.update(options)
+        return lambda actor: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: None))
+
+    monkeypatch.setattr("ray.remote", remote)
+    controller.ensure_controller(settings)
+    assert set(made["concurrency_groups"]) == {controller.Controller.ensure_serving.__ray_concurrency_group__}
+    others = (controller.Controller.ping, controller.Controller.driver_logs, controller.Controller.take_counts)
+    assert not any(hasattr(each, "__ray_concurrency_group__") for each in others)
