@@ -15,7 +15,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from arkor_ray.db import jobs, leases, runs
+from arkor_ray.db import checkpoints, jobs, leases, runs
+from arkor_ray.db.checkpoints import Progress
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
 from arkor_ray.events import publisher
@@ -90,6 +91,7 @@ class Reconciler:
             open_jobs = jobs.to_reconcile(session)
             submissions = [job.submission_id for job in open_jobs if job.submission_id is not None]
             signs = leases.renewals(session, submissions)
+            progress = checkpoints.progress(session, [job.id for job in open_jobs if job.submission_id is not None])
         self._figures.look(open_jobs, utcnow())
         self._watch.begin_turn()
         free = self._settings.max_running_jobs - sum(
@@ -97,7 +99,7 @@ class Reconciler:
         )
         for job in open_jobs:
             try:
-                launched = self._advance(job, signs=signs, may_launch=free > 0)
+                launched = self._advance(job, progress.get(job.id), signs=signs, may_launch=free > 0)
             except Exception:  # whatever is wrong with one job must not keep the others waiting
                 logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
                 continue
@@ -113,7 +115,7 @@ class Reconciler:
         with self._db.write() as session:
             leases.release(session, LEASE, self._holder)
 
-    def _advance(self, job: JobRow, *, signs: dict[str, datetime], may_launch: bool) -> bool:
+    def _advance(self, job: JobRow, progress: Progress | None, *, signs: dict[str, datetime], may_launch: bool) -> bool:
         """Does what `decide` says; True if that launched an attempt. `signs`: of life, by submission."""
         state, detail = SubmissionState.MISSING, ""
         if job.submission_id is not None:
@@ -122,18 +124,26 @@ class Reconciler:
                 job.submission_id, signs.get(job.submission_id)
             ):
                 state = SubmissionState.SILENT
-        action = decision.decide(_view(job), state, utcnow(), self._limits, detail)
+        action = decision.decide(_view(job, progress), state, utcnow(), self._limits, detail)
         match action:
             case decision.Launch(attempt) if may_launch:
                 return self._launch(job, attempt)
-            case decision.Relaunch(retry_at, charged, reason, stop):
+            case decision.Relaunch(retry_at, retries, forgotten, reason, stop):
                 logger.warning("Job %s: %s; launching again", job.id, reason)
                 JOB_RETRIES.add(state=state.value)
                 if stop is not None:
                     self._try_to_stop(stop)
                 with self._db.write() as session:
                     leases.forget(session, submission_id(job.id, job.attempt))
-                    jobs.charge_retry(session, job.id, attempt=job.attempt, retry_at=retry_at, charged=charged)
+                    jobs.plan_retry(
+                        session,
+                        job.id,
+                        attempt=job.attempt,
+                        retry_at=retry_at,
+                        retries=retries,
+                        forgotten=forgotten,
+                        lost_at_step=progress.step if progress is not None else None,
+                    )
             case decision.GiveUp(error):
                 JOB_FAILURES.add(reason="infrastructure")
                 self._fail(job, error)
@@ -289,13 +299,15 @@ def ensure_controller(settings: Settings) -> Any:
     return ray.remote(concurrency_groups={SERVING: SERVING_CALLS})(Controller).options(**options).remote()
 
 
-def _view(job: JobRow) -> decision.JobView:
+def _view(job: JobRow, progress: Progress | None) -> decision.JobView:
     return decision.JobView(
         id=job.id,
         status=JobStatus(job.status),
         attempt=job.attempt,
         submission_id=job.submission_id,
         retries=job.retries,
+        forgotten=job.forgotten,
+        progressed=progress is not None and (job.lost_at_step is None or progress.step > job.lost_at_step),
         retry_at=job.retry_at,
         completed_at=job.completed_at,
     )

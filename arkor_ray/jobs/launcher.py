@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNKNOWN_TO_RAY = "does not exist"  # what Ray Jobs says of a submission that it never had, or no longer has
+NO_ROOM_IN_TIME = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"  # Ray's kind of failure after RAY_JOB_START_TIMEOUT_SECONDS
 # To connect and to answer: Ray's client sets no limits, and a head that is cut off never answers.
 LIMITS_S = (3.0, 20.0)
 FAILURES = 20  # in a row, until the address is looked up anew: that takes a minute where there is no head to ask
@@ -96,6 +97,8 @@ class RayJobsLauncher:
                 self._client = None
             return SubmissionState.UNKNOWN, str(error)
         self._failures = 0
+        if info.error_type == NO_ROOM_IN_TIME:
+            return SubmissionState.UNPLACED, info.message or ""
         return SubmissionState(str(info.status.value).lower()), info.message or ""
 
     def stop(self, submission: str) -> None:

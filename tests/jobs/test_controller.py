@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from arkor_ray.db import leases, runs
+from arkor_ray.db import checkpoints, leases, runs
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import CounterRow, EventRow, JobRow, LeaseRow, RunRow
 from arkor_ray.events import publisher
@@ -15,9 +15,11 @@ from arkor_ray.jobs import controller
 from arkor_ray.jobs.controller import Reconciler
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
+from arkor_ray.storage import layout
 from tests.db.endpoint_rows import publish, run_of
 from tests.db.factories import create_job
-from tests.jobs.fake_launcher import due_now, finish
+from tests.jobs.fake_launcher import FakeLauncher, due_now, finish
+from tests.jobs.stored_jobs import manifest_of
 
 
 def job(db: Database, job_id: str) -> JobRow:
@@ -74,6 +76,44 @@ def test_a_dead_driver_is_retried_then_the_job_fails_with_one_terminal_event(db,
     assert "infrastructure" in job(db, job_id).error
     with db.read() as session:
         assert [(e.number, e.type) for e in session.query(EventRow)] == [(1, "training.failed")]
+
+
+def checkpoint_at(db: Database, job_id: str, step: int | None) -> None:
+    with db.write() as session:
+        adapter_id = layout.final_adapter_id(job_id) if step is None else layout.adapter_id(job_id, step)
+        checkpoints.record(session, manifest_of(job_id, adapter_id, step))
+
+
+def lose_attempt(db: Database, reconciler: Reconciler, launcher: FakeLauncher, job_id: str) -> None:
+    """The newest attempt dies, and the next is launched if there is to be one."""
+    launcher.die(job(db, job_id).submission_id)
+    reconciler.turn()
+    if job(db, job_id).status == "queued":
+        due_now(db, job_id)
+        reconciler.turn()
+
+
+def test_the_budget_is_given_back_when_a_checkpoint_is_newer_than_the_last_loss(db, reconciler, launcher):
+    job_id = create_job(db)
+    reconciler.turn()
+    for step in (10, 20, 30, 40):
+        checkpoint_at(db, job_id, step)
+        lose_attempt(db, reconciler, launcher, job_id)
+        assert job(db, job_id).retries == 1
+    lose_attempt(db, reconciler, launcher, job_id)
+    assert job(db, job_id).status == "failed", "it did not get further"
+
+
+def test_a_job_that_can_never_be_submitted_fails_in_the_end(db, reconciler, launcher):
+    job_id = create_job(db)
+    launcher.refusing = True
+    for _ in range(20):
+        reconciler.turn()
+        if job(db, job_id).status != "queued":
+            break
+        due_now(db, job_id)
+    assert job(db, job_id).status == "failed"
+    assert "Ray does not know" in job(db, job_id).error
 
 
 def test_a_cancelled_job_is_stopped_after_its_grace_and_then_left_alone(db, reconciler, launcher):

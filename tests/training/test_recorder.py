@@ -169,7 +169,8 @@ def test_a_recorder_of_a_lost_attempt_writes_nothing_and_says_stop(db, job_id, s
         lost = Recorder(job_id, 1)
         await lost.started({})
         with db.write() as session:
-            jobs.charge_retry(session, job_id, attempt=1, retry_at=utcnow(), charged=True)
+            counts = {"retries": 1, "forgotten": 0, "lost_at_step": None}
+            jobs.plan_retry(session, job_id, attempt=1, retry_at=utcnow(), **counts)
             assert jobs.claim_attempt(session, job_id, attempt=2, submission_id="s-2")
         return await lost.tell([("log", ({"step": 1, "loss": 1.0},))]), await lost.should_stop()
 
