@@ -73,18 +73,16 @@ class Reconciler:
         self._serving = serving
         self._holder = str(uuid.uuid4())
         self._limits = decision.Limits(settings.job_max_retries, settings.cancel_grace_s)
+        self._clock = clock
+        self._renewed_at = 0.0
         self._watch = SilenceWatch(settings.job_silence_timeout_s, clock)
         self._next_sweep = 0.0
         self._figures = JobFigures(db)
         self._next_reclaim = 0.0
 
     def turn(self) -> bool:
-        """Looks at every open job once. False if another controller holds the lease."""
-        with self._db.write() as session:
-            leads = leases.hold(session, LEASE, self._holder, LEASE_S)
-        CONTROLLER_LEADER.set(int(leads))
-        if not leads:
-            self._figures.forget()
+        """Looks at every open job once. False if another controller holds the lease, also if it took it meanwhile."""
+        if not self._leads():
             return False
         began = time.monotonic()
         with self._db.read() as session:
@@ -98,6 +96,8 @@ class Reconciler:
             job.submission_id is not None and not JobStatus(job.status).is_terminal for job in open_jobs
         )
         for job in open_jobs:
+            if not self._still_leads():
+                return False
             try:
                 launched = self._advance(job, progress.get(job.id), signs=signs, may_launch=free > 0)
             except Exception:  # whatever is wrong with one job must not keep the others waiting
@@ -108,8 +108,23 @@ class Reconciler:
             self._storage_sweep.tick()
         self._reclaim_workers()
         self._sweep_runs()
+        self._watch.end_turn()
         CONTROLLER_TURN_SECONDS.observe(time.monotonic() - began)
         return True
+
+    def _leads(self) -> bool:
+        """Takes or renews the lease."""
+        with self._db.write() as session:
+            leads = leases.hold(session, LEASE, self._holder, LEASE_S)
+        self._renewed_at = self._clock()
+        CONTROLLER_LEADER.set(int(leads))
+        if not leads:
+            self._figures.forget()
+        return leads
+
+    def _still_leads(self) -> bool:
+        """Within a turn, which may outlast the lease by far: a single call to Ray may."""
+        return self._clock() - self._renewed_at < LEASE_S / 3 or self._leads()
 
     def release(self) -> None:
         with self._db.write() as session:

@@ -13,6 +13,7 @@ from arkor_ray.db.tables import CounterRow, EventRow, JobRow, LeaseRow, RunRow
 from arkor_ray.events import publisher
 from arkor_ray.jobs import controller
 from arkor_ray.jobs.controller import Reconciler
+from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.storage import layout
@@ -161,6 +162,44 @@ def test_an_expired_lease_is_taken_over(db, settings, launcher, monkeypatch):
         session.get(LeaseRow, controller.LEASE).expires_at = utcnow() - timedelta(seconds=1)
     assert two.turn()
     assert not one.turn()
+
+
+def test_the_lease_is_renewed_while_a_turn_is_slow(db, settings, launcher, clock, monkeypatch):
+    one, two = Reconciler(settings, db, launcher, clock=clock), Reconciler(settings, db, launcher)
+    for _ in range(3):
+        create_job(db)
+    one.turn()
+    renewed = []
+
+    def slow_state(submission):
+        clock.advance(controller.LEASE_S - 1)
+        with db.read() as session:
+            renewed.append(session.get(LeaseRow, controller.LEASE).expires_at)
+        return SubmissionState.RUNNING, ""
+
+    monkeypatch.setattr(launcher, "state", slow_state)
+    assert one.turn()
+    assert len(renewed) == 2 and renewed[0] < renewed[1]
+    assert not two.turn()
+
+
+def test_a_turn_ends_where_another_has_taken_the_lease_meanwhile(db, settings, launcher, clock, monkeypatch):
+    one, two = Reconciler(settings, db, launcher, clock=clock), Reconciler(settings, db, launcher)
+    for _ in range(2):
+        create_job(db)
+    one.turn()
+    asked = []
+
+    def is_overtaken(submission):
+        asked.append(submission)
+        clock.advance(controller.LEASE_S + 1)
+        one.release()
+        assert two._leads()
+        return SubmissionState.RUNNING, ""
+
+    monkeypatch.setattr(launcher, "state", is_overtaken)
+    assert not one.turn()
+    assert len(asked) == 1
 
 
 def sign_of_life(db: Database, submission: str) -> None:
