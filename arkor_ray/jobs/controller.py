@@ -92,8 +92,11 @@ class Reconciler:
             progress = checkpoints.progress(session, [job.id for job in open_jobs if job.submission_id is not None])
         self._figures.look(open_jobs, utcnow())
         self._watch.begin_turn()
+        # A job whose final adapter is stored trains no more; however long serving keeps it, others may.
+        trained = {job_id for job_id, reached in progress.items() if reached.final}
         free = self._settings.max_running_jobs - sum(
-            job.submission_id is not None and not JobStatus(job.status).is_terminal for job in open_jobs
+            job.submission_id is not None and not JobStatus(job.status).is_terminal and job.id not in trained
+            for job in open_jobs
         )
         for job in open_jobs:
             if not self._still_leads():

@@ -38,6 +38,17 @@ def test_jobs_are_launched_oldest_first_up_to_the_limit(db, reconciler, launcher
     assert launcher.submitted[-1] == f"{third}-1"
 
 
+def test_a_job_that_waits_for_serving_alone_leaves_its_place_to_the_next(db, reconciler, launcher):
+    first, second, third = (create_job(db) for _ in range(3))
+    reconciler.turn()
+    checkpoint_at(db, first, 10)
+    reconciler.turn()
+    assert launcher.submitted == [f"{first}-1", f"{second}-1"]
+    checkpoint_at(db, first, None)
+    reconciler.turn()
+    assert launcher.submitted[2:] == [f"{third}-1"]
+
+
 def test_a_job_is_not_lost_when_we_die_between_claim_and_submission(db, reconciler, launcher, settings):
     job_id = create_job(db)
     launcher.refusing = True
