@@ -24,6 +24,7 @@ from arkor_ray.jobs import decision
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.job_figures import JobFigures
 from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.jobs.room import RoomWatch, WorkerGroup
 from arkor_ray.jobs.serving_applications import ServingApplications
 from arkor_ray.jobs.silence import SilenceWatch
 from arkor_ray.jobs.storage_sweep import StorageSweep
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 LEASE = "controller"
 TURN_S = 0.5
 LEASE_S = 5.0
-RECLAIM_S = 10.0  # how often workers of lost attempts are looked for
+WORKERS_S = 10.0  # how often workers are looked for, those of lost attempts and those that find no room
 SWEEP_S = 60.0  # how often stored runs are swept
 SERVING, SERVING_CALLS = "serving", 64  # the calls that wait for a serving application, and how many may at a time
 SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
@@ -77,8 +78,10 @@ class Reconciler:
         self._renewed_at = 0.0
         self._watch = SilenceWatch(settings.job_silence_timeout_s, clock)
         self._next_sweep = 0.0
+        self._room = RoomWatch(db, launcher.room, clock)
+        self._pending: dict[str, WorkerGroup] = {}  # drivers that Ray has no node for yet
         self._figures = JobFigures(db)
-        self._next_reclaim = 0.0
+        self._next_workers = 0.0
 
     def turn(self) -> bool:
         """Looks at every open job once. False if another controller holds the lease, also if it took it meanwhile."""
@@ -98,6 +101,7 @@ class Reconciler:
             job.submission_id is not None and not JobStatus(job.status).is_terminal and job.id not in trained
             for job in open_jobs
         )
+        self._pending.clear()
         for job in open_jobs:
             if not self._still_leads():
                 return False
@@ -109,7 +113,7 @@ class Reconciler:
             free -= launched
         if self._storage_sweep is not None:
             self._storage_sweep.tick()
-        self._reclaim_workers()
+        self._look_at_workers()
         self._sweep_runs()
         self._watch.end_turn()
         CONTROLLER_TURN_SECONDS.observe(time.monotonic() - began)
@@ -138,6 +142,8 @@ class Reconciler:
         state, detail = SubmissionState.MISSING, ""
         if job.submission_id is not None:
             state, detail = self._launcher.state(job.submission_id)
+            if state is SubmissionState.PENDING:
+                self._pending[job.submission_id] = self._launcher.driver_group(job.submission_id)
             if state is SubmissionState.RUNNING and self._watch.is_silent(
                 job.submission_id, signs.get(job.submission_id)
             ):
@@ -181,27 +187,32 @@ class Reconciler:
         except (RuntimeError, OSError) as error:
             logger.warning("Submission %s could not be stopped: %s", submission, error)
 
-    def _reclaim_workers(self) -> None:
-        """Takes back, now and then, the workers of attempts that are no more.
+    def _look_at_workers(self) -> None:
+        """Takes back, now and then, the workers of attempts that are no more, and tells jobs whose workers find no room.
 
         Ray ends them with their driver. But a node that comes back after it was given up still runs for a moment, and Ray
         grants it what it asks for: workers that nobody will ever end, in the place of those of the next attempt.
         """
         now = time.monotonic()
-        if now < self._next_reclaim:
+        if now < self._next_workers:
             return
-        self._next_reclaim = now + RECLAIM_S
+        self._next_workers = now + WORKERS_S
         try:
             groups = self._launcher.worker_groups()  # first: whoever has workers by now was claimed before we read on
         except (RuntimeError, OSError) as error:
             logger.warning("Ray does not say who has workers: %s", error)
             return
         with self._db.read() as session:
-            current = {job.submission_id for job in jobs.to_reconcile(session)}
-        for group, submission in groups.items():
-            if submission not in current:
-                logger.warning("Workers of %s, which is no more, are taken back", submission)
-                self._launcher.remove_worker_group(group)
+            open_jobs = jobs.to_reconcile(session)
+        current = {job.submission_id for job in open_jobs}
+        for name, group in groups.items():
+            if group.submission not in current:
+                logger.warning("Workers of %s, which is no more, are taken back", group.submission)
+                self._launcher.remove_worker_group(name)
+        try:
+            self._room.look(open_jobs, groups.values(), self._pending)
+        except (RuntimeError, OSError) as error:
+            logger.warning("Ray does not say what room there is: %s", error)
 
     def _sweep_runs(self) -> None:
         """Deletes runs that endpoints no longer keep, now and then."""

@@ -14,6 +14,7 @@ from arkor_ray.events import publisher
 from arkor_ray.jobs import controller
 from arkor_ray.jobs.controller import Reconciler
 from arkor_ray.jobs.decision import SubmissionState
+from arkor_ray.jobs.room import WorkerGroup
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.storage import layout
@@ -248,17 +249,18 @@ def test_an_attempt_that_cannot_be_stopped_is_launched_again_all_the_same(db, re
 
 
 def test_workers_of_an_attempt_that_is_no_more_are_taken_back(db, reconciler, launcher, monkeypatch):
-    monkeypatch.setattr(controller, "RECLAIM_S", 0)
+    monkeypatch.setattr(controller, "WORKERS_S", 0)
     job_id, ended = create_job(db), create_job(db)
     reconciler.turn()
-    launcher.groups = {"a": f"{job_id}-1", "b": f"{ended}-1"}
+    launcher.groups = {"a": WorkerGroup(f"{job_id}-1"), "b": WorkerGroup(f"{ended}-1")}
     reconciler.turn()
     assert set(launcher.groups) == {"a", "b"}
     launcher.die(f"{job_id}-1")
     reconciler.turn()
     due_now(db, job_id)
     reconciler.turn()
-    launcher.groups = {"a": f"{job_id}-1", "b": f"{ended}-1", "c": f"{job_id}-2"}  # a ghost has made one
+    launcher.groups["a"] = WorkerGroup(f"{job_id}-1")  # a ghost has made one
+    launcher.groups["c"] = WorkerGroup(f"{job_id}-2")
     reconciler.turn()
     assert set(launcher.groups) == {"b", "c"}
     finish(db, ended, JobStatus.CANCELLED)
@@ -268,6 +270,21 @@ def test_workers_of_an_attempt_that_is_no_more_are_taken_back(db, reconciler, la
     reconciler.turn()
     reconciler.turn()
     assert set(launcher.groups) == {"c"}
+
+
+def test_a_job_whose_workers_or_driver_find_no_room_is_told_so(db, reconciler, launcher, clock, monkeypatch):
+    monkeypatch.setattr(controller, "WORKERS_S", 0)
+    job_id, other = create_job(db), create_job(db)
+    reconciler.turn()
+    launcher.states[f"{other}-1"] = SubmissionState.PENDING
+    for _ in range(3):
+        launcher.keep_waiting(f"{job_id}-1")
+        reconciler.turn()
+        clock.advance(40)
+        sign_of_life(db, f"{job_id}-1")
+    with db.read() as session:
+        told = {e.job_id: (e.type, e.data["workers"]) for e in session.query(EventRow)}
+    assert told == {job_id: ("resources.waiting", 2), other: ("resources.waiting", 0)}
 
 
 def test_what_is_kept_about_signs_of_life_goes_with_the_job(db, reconciler, launcher):
