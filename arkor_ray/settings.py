@@ -99,7 +99,9 @@ class Settings(BaseSettings):
         default=0.5, gt=0, description="CPUs that Ray reserves for a training worker; small, so that a laptop has room."
     )
     max_running_jobs: int = Field(default=8, ge=1, description="Jobs launched at a time; the others wait as queued.")
-    job_max_retries: int = Field(default=5, ge=0, description="Relaunches of a job after an infrastructure failure.")
+    job_max_retries: int = Field(
+        default=5, ge=0, description="Relaunches of a job lost to infrastructure since its newest checkpoint."
+    )
     resume_state_days: float = Field(
         default=7, ge=0, description="How long an ended job's resume states and data are kept; 0: about an hour."
     )

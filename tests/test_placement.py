@@ -47,7 +47,7 @@ def test_the_controller_runs_on_the_control_plane(settings, monkeypatch):
         def remote(self):
             return "handle"
 
-    monkeypatch.setattr("ray.remote", lambda actor: Remote())
+    monkeypatch.setattr("ray.remote", lambda **_: lambda actor: Remote())
     assert controller.ensure_controller(settings) == "handle"
     assert seen["label_selector"] == expected(settings, "control-plane")
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from arkor_ray.cli.output import number
-from arkor_ray.schemas.event import CANCELLED, CHECKPOINT, COMPLETED, FAILED, LOG, STARTED, Event
+from arkor_ray.schemas.event import CANCELLED, CHECKPOINT, COMPLETED, FAILED, LOG, STARTED, WAITING, Event
 from arkor_ray.schemas.job import Job
 
 _LINES_PER_RUN = 20  # how many steps of a run a log shows at most, where the run's length is known
@@ -20,6 +20,8 @@ _LINES_PER_RUN = 20  # how many steps of a run a log shows at most, where the ru
 def event_line(event: Event) -> str:
     """One event in one line: number, time, type, and its fields."""
     fields = {k: v for k, v in event.data.items() if k not in ("type", "jobId", "timestamp") and v is not None}
+    if event.type in WAITING:  # a sentence that has the other fields in it
+        fields = {"reason": fields.get("reason")}
     if "artifacts" in fields:
         fields["artifacts"] = len(fields["artifacts"])
     said = "  ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in fields.items())
@@ -70,6 +72,8 @@ class JobProgress:
             self._finish("completed", f"final loss {number(metrics.get('finalLoss'))}")
             took = metrics.get("totalTime")
             self.say("training completed" + (f" in {took:.0f} s" if isinstance(took, (int, float)) else ""))
+        elif event.type in WAITING:
+            self.say(str(data.get("reason")))
         elif event.type == FAILED:
             self._finish("failed", "")
             self.say(f"training failed: {data.get('error')}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, case, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -44,6 +45,25 @@ def find(session: Session, job_id: str, step: int | None) -> CheckpointRow | Non
         CheckpointRow.final.is_(True) if step is None else (CheckpointRow.step == step) & CheckpointRow.final.is_(False)
     )
     return session.scalar(select(CheckpointRow).where(CheckpointRow.job_id == job_id, which))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job has come: the step of its newest checkpoint, and whether that is its final adapter."""
+
+    step: int
+    final: bool
+
+
+def progress(session: Session, job_ids: Collection[str]) -> dict[str, Progress]:
+    """Of those of these jobs that have a checkpoint."""
+    final = func.max(case((CheckpointRow.final, 1), else_=0))
+    rows = session.execute(
+        select(CheckpointRow.job_id, func.max(CheckpointRow.step), final)
+        .where(CheckpointRow.job_id.in_(list(job_ids)))
+        .group_by(CheckpointRow.job_id)
+    )
+    return {job_id: Progress(step, bool(ended)) for job_id, step, ended in rows}
 
 
 def kept(session: Session, job_ids: Collection[str]) -> set[str]:

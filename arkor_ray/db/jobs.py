@@ -101,10 +101,20 @@ def claim_attempt(session: Session, job_id: str, *, attempt: int, submission_id:
     )
 
 
-def charge_retry(session: Session, job_id: str, *, attempt: int, retry_at: datetime, charged: bool) -> bool:
-    """Plans the relaunch of a lost attempt at `retry_at`; `charged` counts it against the budget."""
+def plan_retry(
+    session: Session,
+    job_id: str,
+    *,
+    attempt: int,
+    retry_at: datetime,
+    retries: int,
+    forgotten: int,
+    lost_at_step: int | None,
+) -> bool:
+    """Plans the relaunch of a lost attempt at `retry_at`, with the counts of losses and the step that it had reached."""
     where = (JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status.in_(UNFINISHED))
-    return _update(session, where, retry_at=retry_at, submission_id=None, retries=JobRow.retries + int(charged))
+    counts = {"retries": retries, "forgotten": forgotten, "lost_at_step": lost_at_step}
+    return _update(session, where, retry_at=retry_at, submission_id=None, **counts)
 
 
 def mark_stopped(session: Session, job_id: str) -> None:

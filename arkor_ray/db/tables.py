@@ -140,6 +140,8 @@ class JobRow(Base):
     attempt: Mapped[int] = mapped_column(Integer, default=0)  # 0: never launched
     submission_id: Mapped[str | None] = mapped_column(String(80))  # of the current attempt, in Ray Jobs
     retries: Mapped[int] = mapped_column(Integer, default=0)  # infrastructure failures charged to the budget
+    forgotten: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # attempts in a row that Ray lost
+    lost_at_step: Mapped[int | None]  # of the newest checkpoint when an attempt was last lost
     retry_at: Mapped[datetime | None]  # not launched before this moment
     last_event: Mapped[int] = mapped_column(Integer, default=0)  # number of the newest event
     stopped_at: Mapped[datetime | None]  # a terminal job whose submission is known to have ended

@@ -1,217 +1,27 @@
-"""The loop that carries jobs through their life: a detached Ray actor, restarted by Ray, holding a lease in the database.
-
-Nothing it remembers matters: each turn reads the database, asks Ray about each open job's submission, lets
-`decision.decide` say what to do, and does it. It also starts the serving application of a job's base model, so that it is up
-before the first checkpoint.
-"""
+"""The controller: a detached Ray actor, restarted by Ray, that turns the reconciler and starts serving applications."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-import uuid
-from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
-from arkor_ray.db import jobs, leases, runs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import JobRow
-from arkor_ray.events import publisher
-from arkor_ray.jobs import decision
-from arkor_ray.jobs.decision import SubmissionState
-from arkor_ray.jobs.job_figures import JobFigures
-from arkor_ray.jobs.launcher import Launcher, RayJobsLauncher, submission_id
+from arkor_ray.jobs.launcher import RayJobsLauncher
+from arkor_ray.jobs.reconciler import Reconciler
 from arkor_ray.jobs.serving_applications import ServingApplications
-from arkor_ray.jobs.silence import SilenceWatch
 from arkor_ray.jobs.storage_sweep import StorageSweep
 from arkor_ray.placement import CONTROLLER, HARDLY_A_CPU, NAMESPACE, nodes_for
-from arkor_ray.schemas import event
-from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.checkpoint import BasePrecision
-from arkor_ray.schemas.job import JobConfig, JobStatus, Precision
+from arkor_ray.schemas.job import Precision
 from arkor_ray.settings import Settings
-from arkor_ray.telemetry import process, tracing
+from arkor_ray.telemetry import process
 from arkor_ray.telemetry.export import Batch, FewModels
-from arkor_ray.telemetry.metrics import (
-    CONTROLLER_LEADER,
-    CONTROLLER_TURN_SECONDS,
-    JOB_ATTEMPTS,
-    JOB_FAILURES,
-    JOB_RETRIES,
-)
 
 logger = logging.getLogger(__name__)
 
-LEASE = "controller"
 TURN_S = 0.5
-LEASE_S = 5.0
-RECLAIM_S = 10.0  # how often workers of lost attempts are looked for
-SWEEP_S = 60.0  # how often stored runs are swept
-SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
-
-
-class Reconciler:
-    """One turn of the loop at a time, against any Launcher; the actor below turns it for ever."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        db: Database,
-        launcher: Launcher,
-        serving: ServingApplications | None = None,
-        storage_sweep: StorageSweep | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._settings = settings
-        self._db = db
-        self._storage_sweep = storage_sweep
-        self._launcher = launcher
-        self._serving = serving
-        self._holder = str(uuid.uuid4())
-        self._limits = decision.Limits(settings.job_max_retries, settings.cancel_grace_s)
-        self._watch = SilenceWatch(settings.job_silence_timeout_s, clock)
-        self._next_sweep = 0.0
-        self._figures = JobFigures(db)
-        self._next_reclaim = 0.0
-
-    def turn(self) -> bool:
-        """Looks at every open job once. False if another controller holds the lease."""
-        with self._db.write() as session:
-            leads = leases.hold(session, LEASE, self._holder, LEASE_S)
-        CONTROLLER_LEADER.set(int(leads))
-        if not leads:
-            self._figures.forget()
-            return False
-        began = time.monotonic()
-        with self._db.read() as session:
-            open_jobs = jobs.to_reconcile(session)
-            submissions = [job.submission_id for job in open_jobs if job.submission_id is not None]
-            signs = leases.renewals(session, submissions)
-        self._figures.look(open_jobs, utcnow())
-        self._watch.begin_turn()
-        free = self._settings.max_running_jobs - sum(
-            job.submission_id is not None and not JobStatus(job.status).is_terminal for job in open_jobs
-        )
-        for job in open_jobs:
-            try:
-                launched = self._advance(job, signs=signs, may_launch=free > 0)
-            except Exception:  # whatever is wrong with one job must not keep the others waiting
-                logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
-                continue
-            free -= launched
-        if self._storage_sweep is not None:
-            self._storage_sweep.tick()
-        self._reclaim_workers()
-        self._sweep_runs()
-        CONTROLLER_TURN_SECONDS.observe(time.monotonic() - began)
-        return True
-
-    def release(self) -> None:
-        with self._db.write() as session:
-            leases.release(session, LEASE, self._holder)
-
-    def _advance(self, job: JobRow, *, signs: dict[str, datetime], may_launch: bool) -> bool:
-        """Does what `decide` says; True if that launched an attempt. `signs`: of life, by submission."""
-        state, detail = SubmissionState.MISSING, ""
-        if job.submission_id is not None:
-            state, detail = self._launcher.state(job.submission_id)
-            if state is SubmissionState.RUNNING and self._watch.is_silent(
-                job.submission_id, signs.get(job.submission_id)
-            ):
-                state = SubmissionState.SILENT
-        action = decision.decide(_view(job), state, utcnow(), self._limits, detail)
-        match action:
-            case decision.Launch(attempt) if may_launch:
-                return self._launch(job, attempt)
-            case decision.Relaunch(retry_at, charged, reason, stop):
-                logger.warning("Job %s: %s; launching again", job.id, reason)
-                JOB_RETRIES.add(state=state.value)
-                if stop is not None:
-                    self._try_to_stop(stop)
-                with self._db.write() as session:
-                    leases.forget(session, submission_id(job.id, job.attempt))
-                    jobs.charge_retry(session, job.id, attempt=job.attempt, retry_at=retry_at, charged=charged)
-            case decision.GiveUp(error):
-                JOB_FAILURES.add(reason="infrastructure")
-                self._fail(job, error)
-            case decision.Stop(submission):
-                logger.warning("Job %s is %s; stopping its submission %s", job.id, job.status, submission)
-                self._launcher.stop(submission)
-            case decision.Settle():
-                with self._db.write() as session:
-                    leases.forget(session, submission_id(job.id, job.attempt))
-                    jobs.mark_stopped(session, job.id)
-        return False
-
-    def _try_to_stop(self, submission: str) -> None:
-        """What cannot be stopped, on a node that nobody reaches, can no longer write once the next attempt is claimed."""
-        try:
-            self._launcher.stop(submission)
-        except (RuntimeError, OSError) as error:
-            logger.warning("Submission %s could not be stopped: %s", submission, error)
-
-    def _reclaim_workers(self) -> None:
-        """Takes back, now and then, the workers of attempts that are no more.
-
-        Ray ends them with their driver. But a node that comes back after it was given up still runs for a moment, and Ray
-        grants it what it asks for: workers that nobody will ever end, in the place of those of the next attempt.
-        """
-        now = time.monotonic()
-        if now < self._next_reclaim:
-            return
-        self._next_reclaim = now + RECLAIM_S
-        try:
-            groups = self._launcher.worker_groups()  # first: whoever has workers by now was claimed before we read on
-        except (RuntimeError, OSError) as error:
-            logger.warning("Ray does not say who has workers: %s", error)
-            return
-        with self._db.read() as session:
-            current = {job.submission_id for job in jobs.to_reconcile(session)}
-        for group, submission in groups.items():
-            if submission not in current:
-                logger.warning("Workers of %s, which is no more, are taken back", submission)
-                self._launcher.remove_worker_group(group)
-
-    def _sweep_runs(self) -> None:
-        """Deletes runs that endpoints no longer keep, now and then."""
-        now = time.monotonic()
-        if now < self._next_sweep:
-            return
-        self._next_sweep = now + SWEEP_S  # also when it fails: jobs come first
-        with self._db.write() as session:
-            swept = runs.sweep(session, utcnow(), SWEPT_RUNS)
-        if swept == SWEPT_RUNS:
-            self._next_sweep = now
-
-    def _launch(self, job: JobRow, attempt: int) -> bool:
-        # The claim comes first: if we die after it, the next turn finds no such submission and launches attempt + 1.
-        with self._db.write() as session:
-            submission = submission_id(job.id, attempt)
-            if not jobs.claim_attempt(session, job.id, attempt=attempt, submission_id=submission):
-                return False
-        logger.info("Job %s: launching attempt %d", job.id, attempt)
-        JOB_ATTEMPTS.add()
-        with tracing.span("launch attempt", parent=tracing.job_traceparent(job.id), arkor__attempt=attempt):
-            self._launcher.submit(job.id, attempt, {})
-        if self._serving is not None:
-            config = JobConfig.parse(job.config)
-            precision = self._serving.precision_of(config)
-            self._serving.prefetch(self._settings.resolve_model(config.model), precision)
-        return True
-
-    def _fail(self, job: JobRow, error: str) -> None:
-        with self._db.write() as session:
-            publisher.finish(
-                session,
-                job.id,
-                JobStatus.FAILED,
-                type=event.FAILED,
-                fields={"error": error, "step": None},
-                error=error,
-                attempt=job.attempt,
-            )
+SERVING, SERVING_CALLS = "serving", 64  # the calls that wait for a serving application, and how many may at a time
 
 
 class Controller:
@@ -231,9 +41,9 @@ class Controller:
         """True while the loop runs."""
         return self._thread.is_alive()
 
-    def ensure_serving(self, base_model: str, base_precision: BasePrecision) -> None:
-        """Returns once the serving application of this base model runs."""
-        self._serving.ensure(base_model, base_precision)
+    def ensure_serving(self, base_model: str, base_precision: BasePrecision) -> str | None:
+        """As ServingApplications.ensure: soon, whether it runs or not. In threads of its own, see `ensure_controller`."""
+        return self._serving.ensure(base_model, base_precision)
 
     def default_precision(self) -> Precision:
         return self._serving.default_precision()
@@ -284,16 +94,7 @@ def ensure_controller(settings: Settings) -> Any:
         "max_task_retries": -1,
         "max_concurrency": 64,
     }
-    return ray.remote(Controller).options(**options).remote()
-
-
-def _view(job: JobRow) -> decision.JobView:
-    return decision.JobView(
-        id=job.id,
-        status=JobStatus(job.status),
-        attempt=job.attempt,
-        submission_id=job.submission_id,
-        retries=job.retries,
-        retry_at=job.retry_at,
-        completed_at=job.completed_at,
-    )
+    # Whoever waits for serving holds a thread for some seconds; however many do, everybody else finds one of the others.
+    ray.method(concurrency_group=SERVING)(Controller.ensure_serving)
+    actor_class: Any = ray.remote(concurrency_groups={SERVING: SERVING_CALLS})  # type: ignore[call-overload]  # not in its stubs
+    return actor_class(Controller).options(**options).remote()

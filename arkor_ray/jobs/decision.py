@@ -9,6 +9,7 @@ from enum import StrEnum
 from arkor_ray.schemas.job import JobStatus
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+FREE_LOSSES = 3  # attempts in a row that Ray may forget; a job that goes on being forgotten is what ends Ray
 
 
 class SubmissionState(StrEnum):
@@ -21,6 +22,8 @@ class SubmissionState(StrEnum):
     STOPPED = "stopped"
     MISSING = "missing"
     """Ray does not know it: it was never submitted, or the Ray head that knew it is gone."""
+    UNPLACED = "unplaced"
+    """Ray gave it up before it began: no node had room for its driver in time."""
     UNKNOWN = "unknown"
     """Ray did not answer; nothing may be concluded."""
     SILENT = "silent"
@@ -33,18 +36,25 @@ class SubmissionState(StrEnum):
             SubmissionState.FAILED,
             SubmissionState.STOPPED,
             SubmissionState.MISSING,
+            SubmissionState.UNPLACED,
         )
 
 
 @dataclass(frozen=True)
 class JobView:
-    """The facts about a job that decide its next step."""
+    """The facts about a job that decide its next step.
+
+    `retries` counts the losses that were charged, `forgotten` those in a row that were due to Ray having no such submission;
+    `progressed`: a checkpoint is newer than the last of them.
+    """
 
     id: str
     status: JobStatus
     attempt: int = 0
     submission_id: str | None = None
     retries: int = 0
+    forgotten: int = 0
+    progressed: bool = False
     retry_at: datetime | None = None
     completed_at: datetime | None = None
 
@@ -69,13 +79,15 @@ class Launch:
 
 @dataclass(frozen=True)
 class Relaunch:
-    """The attempt is lost: forget its submission and launch again at `retry_at`. `charged` counts against the budget.
+    """The attempt is lost: forget its submission and launch again at `retry_at`.
 
-    `stop`: the submission to end first, where Ray does not know that it is lost.
+    `retries` and `forgotten`: the job's counts from now on. `stop`: the submission to end first, where Ray does not know
+    that it is lost.
     """
 
     retry_at: datetime
-    charged: bool
+    retries: int
+    forgotten: int
     reason: str
     stop: str | None = None
 
@@ -114,21 +126,35 @@ def decide(job: JobView, submission: SubmissionState, now: datetime, limits: Lim
         return Launch(job.attempt + 1) if job.retry_at is None or job.retry_at <= now else Wait()
     if not submission.is_over and submission is not SubmissionState.SILENT:
         return Wait()
-    if submission is SubmissionState.MISSING:
-        # Ray restarted, or we died between claiming the attempt and submitting it: nobody's fault, no charge.
-        return Relaunch(now + timedelta(seconds=BACKOFF_S[0]), charged=False, reason="Ray does not know the submission")
-    last_line = (detail.strip().splitlines() or [""])[-1][:300]  # Ray's message may quote the whole log
+    return _after_a_loss(job, submission, now, limits, detail)
+
+
+def _after_a_loss(job: JobView, submission: SubmissionState, now: datetime, limits: Limits, detail: str) -> Action:
+    """Losses are counted together only while the job gets nowhere: one of many days on spot machines meets any number."""
+    retries, forgotten = (0, 0) if job.progressed else (job.retries, job.forgotten)
+    delay = timedelta(seconds=BACKOFF_S[min(retries + forgotten, len(BACKOFF_S) - 1)])
+    if submission is SubmissionState.UNPLACED:  # Ray has taken its time: nobody's fault, and no reason to wait longer
+        reason = f"no node had room for the driver of attempt {job.attempt}"
+        return Relaunch(now + timedelta(seconds=BACKOFF_S[0]), retries, forgotten, reason)
     stop = None
-    if submission is SubmissionState.SILENT:
-        stop, reason = job.submission_id, f"attempt {job.attempt} gave no sign of life any more"
+    if submission is SubmissionState.MISSING:
+        # Ray restarted, or we died between claiming the attempt and submitting it: no fault of a job, if it goes on then.
+        reason = f"Ray does not know the submission of attempt {job.attempt}"
+        forgotten += 1
+        if forgotten <= FREE_LOSSES:
+            return Relaunch(now + delay, retries, forgotten, reason)
+        reason += f", nor any of the {forgotten - 1} before"
+    elif submission is SubmissionState.SILENT:
+        stop, reason, forgotten = job.submission_id, f"attempt {job.attempt} gave no sign of life any more", 0
     else:
+        last_line = (detail.strip().splitlines() or [""])[-1][:300]  # Ray's message may quote the whole log
         reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (
             last_line and f": {last_line}"
         )
-    if job.retries >= limits.max_retries:
-        return GiveUp(f"Lost to infrastructure {job.retries + 1} times; {reason}")
-    delay = BACKOFF_S[min(job.retries, len(BACKOFF_S) - 1)]
-    return Relaunch(now + timedelta(seconds=delay), charged=True, reason=reason, stop=stop)
+        forgotten = 0
+    if retries >= limits.max_retries:
+        return GiveUp(f"Lost to infrastructure {retries + 1} times without getting further; {reason}")
+    return Relaunch(now + delay, retries + 1, forgotten, reason, stop)
 
 
 def _after_the_end(job: JobView, submission: SubmissionState, now: datetime, limits: Limits) -> Action:

@@ -18,6 +18,11 @@ FAILED = "training.failed"
 CANCELLED = "training.cancelled"
 TERMINAL = frozenset({COMPLETED, FAILED, CANCELLED})
 
+# Events of our own that tell why nothing happens; `reason` says it in a sentence. Clients that do not know them skip them.
+RESOURCES_WAITING = "resources.waiting"
+SERVING_WAITING = "serving.waiting"
+WAITING = frozenset({RESOURCES_WAITING, SERVING_WAITING})
+
 # Frames of the stream that are no events: they have no number.
 PING = "ping"
 END = "end"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+START_S = 300.0  # for an application to start: its base model may have to be fetched first
 ENSURED_S = 5.0  # for an application that ran before
 
 # Ray's look-ups block for minutes while its head is away; they must not use up the threads that everything else needs.
@@ -32,9 +34,13 @@ async def server_handle(base_model: str, base_precision: str) -> Any:
     return await look_up(lambda: serve.get_deployment_handle("LLMServer", name))
 
 
-async def ensure_serving(base_model: str, base_precision: str) -> None:
-    """Returns once the application runs. Raises ServiceUnavailableError with the reason if it cannot be started."""
-    await ask_controller("ensure_serving", base_model, base_precision)
+async def ensure_serving(base_model: str, base_precision: str, patience_s: float = START_S) -> None:
+    """Returns once the application runs. Raises ServiceUnavailableError with the reason if it cannot be started, and with
+    what it waits for if it still does after `patience_s`; 0: as soon as the controller says that it does not run yet."""
+    deadline = time.monotonic() + patience_s
+    while (waits_for := await ask_controller("ensure_serving", base_model, base_precision)) is not None:
+        if time.monotonic() >= deadline:
+            raise ServiceUnavailableError(f"Serving of {base_model} is starting: {waits_for}", retry_after=5)
 
 
 async def ask_controller(method: str, *args: Any) -> Any:
@@ -53,7 +59,8 @@ async def ask_controller(method: str, *args: Any) -> Any:
 
 
 async def admit(manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
-    """Has one replica load an adapter; returns its answer. Raises the ArkorError it raised.
+    """Has one replica load an adapter; returns its answer. Raises the ArkorError it raised, and ServiceUnavailableError soon
+    where the application does not run yet, so that the caller knows what it waits for.
 
     Args:
         manifest: a CheckpointManifest as JSON.
@@ -65,7 +72,7 @@ async def admit(manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
     try:
         # While Ray's head is away nobody can say whether it runs, and yet it may well do.
         async with asyncio.timeout(ENSURED_S if base in _handles else None):
-            await ensure_serving(*base)
+            await ensure_serving(*base, patience_s=0)
             _handles[base] = await server_handle(*base)
     except TimeoutError:
         if base not in _handles:

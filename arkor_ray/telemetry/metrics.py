@@ -109,7 +109,8 @@ JOBS_QUEUE_SECONDS = Histogram(
 JOB_ATTEMPTS = Counter("arkor_job_attempts_total", "Drivers launched, first ones and relaunches.")
 JOB_RETRIES = Counter(
     "arkor_job_retries_total",
-    "Attempts that were lost and are launched again, by the state that Ray told: failed, stopped, succeeded, missing.",
+    "Attempts that were lost and are launched again, by the state that Ray told: failed, stopped, succeeded, missing, "
+    "unplaced, silent.",
     ("state",),
 )
 JOB_FAILURES = Counter(

@@ -8,7 +8,9 @@ not have, and every event has a key; so Ray may restart it and send unfinished c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,11 +20,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from arkor_ray.db import checkpoints, leases
-from arkor_ray.db.session import DATABASE_AWAY, Database
+from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
-from arkor_ray.errors import AdapterError, ArkorError, ModelError
+from arkor_ray.errors import AdapterError, ArkorError, ModelError, ServiceUnavailableError
 from arkor_ray.events import publisher
-from arkor_ray.events.publisher import JobEndedError, NewEvent, StaleAttemptError
+from arkor_ray.events.publisher import NewEvent
 from arkor_ray.jobs.artifacts import artifacts
 from arkor_ray.jobs.launcher import submission_id
 from arkor_ray.placement import NAMESPACE
@@ -33,10 +35,12 @@ from arkor_ray.serving import client as serving
 from arkor_ray.settings import Settings
 from arkor_ray.telemetry import process, tracing
 from arkor_ray.telemetry.metrics import JOB_FAILURES, TRAINING_CHECKPOINT_SECONDS, TRAINING_WORKER_RESTARTS
+from arkor_ray.training.job_writer import JobWriter
 
 logger = logging.getLogger(__name__)
 
 STOP_CHECK_S = 0.5  # how stale the answer to `should_stop` may be
+SERVED_S = 3600.0  # how long a job whose final adapter is stored waits for serving
 STAGED_ADAPTERS = 4  # adapters whose bytes are kept between staging and announcement
 
 T = TypeVar("T")
@@ -59,12 +63,11 @@ class Recorder:
         self._attempt = attempt
         self._settings = Settings.load()
         self._db = Database(self._settings.database_url)
-        self._writes: asyncio.Queue[tuple[Callable[[Session], Any], asyncio.Future[Any]]] = asyncio.Queue()
-        self._writer: asyncio.Task[None] | None = None
+        self._writer = JobWriter(self._db)
         self._opened = asyncio.Event()  # training.started is the first event; notices made before it wait for it
         self._announcing = asyncio.Lock()  # FIFO: checkpoints are announced in the order they were committed
         self._staged: dict[str, bytes] = {}
-        self._ended = False
+        self._serving_says = ""  # why it cannot load the adapter at hand yet
         self._checked_at = 0.0
         self._starts = 0  # of worker groups that told us
 
@@ -74,7 +77,7 @@ class Recorder:
         False if any was dropped, because the job has ended or a newer attempt runs.
         """
         await asyncio.gather(*(getattr(self, method)(*args) for method, args in reports))
-        return not self._ended
+        return not self._writer.ended
 
     async def beat(self) -> None:
         """The attempt lives: the controller launches another when it no longer hears so."""
@@ -129,7 +132,11 @@ class Recorder:
             self._tell_announced(found, began)
 
     async def completed(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
-        """The final adapter is committed: loads it, then ends the job. False if the job had ended before."""
+        """The final adapter is committed: loads it, then ends the job. False if the job had ended before.
+
+        Completed means that the final adapter answers. Serving that is away is waited for, while serving.waiting says why; one
+        that refuses the adapter, or is away for SERVED_S, fails the job, whose adapter stays.
+        """
         try:
             return await self._complete_once_ready(manifest, metrics)
         finally:
@@ -151,31 +158,39 @@ class Recorder:
     async def should_stop(self) -> bool:
         """True once the job has ended (cancelled, say) or a newer attempt runs."""
         now = asyncio.get_running_loop().time()
-        if not self._ended and now - self._checked_at >= STOP_CHECK_S:
+        if not self._writer.ended and now - self._checked_at >= STOP_CHECK_S:
             self._checked_at = now
-            self._ended = await asyncio.to_thread(self._has_ended)
-        return self._ended
+            self._writer.ended = await asyncio.to_thread(self._has_ended)
+        return self._writer.ended
 
     async def _complete_once_ready(self, manifest: dict[str, Any], metrics: dict[str, Any]) -> bool:
         found = CheckpointManifest.model_validate(manifest)
         began = time.monotonic()
         async with self._announcing:
             while not (fields := await self._load(found))["ready"]:
-                # Completed means that the final adapter answers. Serving that is away is waited for; a refusal is final.
-                if fields.pop("refused", False):
-                    error = f"The final adapter is stored, but cannot be served: {fields['reason']}"
-                    JOB_FAILURES.add(reason=AdapterError.code)
-                    return bool(
-                        await self._write(
-                            lambda s, e=error: self._finish(s, JobStatus.FAILED, event.FAILED, e, found.step)  # type: ignore[misc]
-                        )
-                    )
                 if await self.should_stop():
                     return False
+                refused, waited = fields.pop("refused", False), time.monotonic() - began
+                if refused or waited >= SERVED_S:
+                    JOB_FAILURES.add(reason=(AdapterError if refused else ServiceUnavailableError).code)
+                    return await self._fail_unserved(found, fields["reason"])
+                await self._tell_waiting(found, fields["reason"])
             fields |= {"metrics": metrics}
             ended = bool(await self._write(lambda s: self._complete(s, found, fields)))
         self._tell_announced(found, began)
         return ended
+
+    async def _fail_unserved(self, manifest: CheckpointManifest, reason: str) -> bool:
+        error = f"The final adapter is stored, but cannot be served: {reason}"
+        return bool(await self._write(lambda s: self._finish(s, JobStatus.FAILED, event.FAILED, error, manifest.step)))
+
+    async def _tell_waiting(self, manifest: CheckpointManifest, reason: str) -> None:
+        """Once per cause: numbers in it, such as how much is free, change all the time."""
+        cause = hashlib.sha256(re.sub(r"[0-9.]+", "", reason).encode()).hexdigest()[:16]
+        said = f"Training is done and the final adapter is stored; the job is completed once it answers: {reason}"
+        await self._append(
+            NewEvent(event.SERVING_WAITING, f"{event.SERVING_WAITING}:{cause}", {"step": manifest.step, "reason": said})
+        )
 
     async def _load(self, manifest: CheckpointManifest) -> dict[str, Any]:
         """Fields of the announcement. Serving gets `checkpoint_ready_timeout_s` to answer with the adapter."""
@@ -183,6 +198,7 @@ class Recorder:
         data = self._staged.get(manifest.adapter_id)
         if data is not None and not manifest.weights.is_of(data):
             data = None  # staged by an attempt that did not get to commit: what counts is in storage
+        self._serving_says = ""
         limit = self._settings.checkpoint_ready_timeout_s
         ready, reason, refused, answer = False, "", False, dict[str, Any]()
         try:
@@ -191,11 +207,15 @@ class Recorder:
                 ready = bool(answer)
                 reason = "" if ready else "the job has ended"
         except TimeoutError:
-            reason = f"serving did not load it within {limit:g} s; the first request will"
+            reason = f"serving did not load it within {limit:g} s"
+            if self._serving_says:
+                reason += f": {self._serving_says}"
+            if not manifest.final:
+                reason += "; the first request will"
         except (AdapterError, ModelError) as error:
             reason, refused = error.message, True
         if not ready:
-            logger.warning("Adapter %s is announced without being loaded: %s", manifest.adapter_id, reason)
+            logger.warning("Serving has not loaded adapter %s: %s", manifest.adapter_id, reason)
         return {
             "step": manifest.step,
             "adapterId": manifest.adapter_id,
@@ -219,6 +239,7 @@ class Recorder:
                 raise
             except ArkorError as error:
                 logger.warning("Serving cannot load %s yet: %s", manifest.adapter_id, error)
+                self._serving_says = error.message
             await asyncio.sleep(delay)
             delay = min(2 * delay, 5.0)
         return {}
@@ -276,55 +297,7 @@ class Recorder:
         await self._write(lambda s: publisher.append_all(s, self._job_id, [new], attempt=self._attempt)[0])
 
     async def _write(self, operation: Callable[[Session], T]) -> T | None:
-        """Runs `operation` in the next transaction, in order of calls; None if the job has ended."""
-        if self._ended:
-            return None
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_forever())
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._writes.put_nowait((operation, done))
-        return await done
-
-    async def _write_forever(self) -> None:
-        """All that waits goes into one transaction: a burst of logs costs one commit."""
-        while True:
-            batch = [await self._writes.get()]
-            while not self._writes.empty() and len(batch) < 200:
-                batch.append(self._writes.get_nowait())
-            await self._settle(batch)
-
-    async def _settle(self, batch: list[tuple[Callable[[Session], Any], asyncio.Future[Any]]]) -> None:
-        """Commits a batch and answers its callers. One that cannot be written must not undo or hold up its neighbours."""
-        try:
-            results = await self._commit([operation for operation, _ in batch])
-        except Exception as error:
-            if len(batch) > 1:
-                for entry in batch:
-                    await self._settle([entry])
-            elif isinstance(error, JobEndedError | StaleAttemptError):
-                self._ended = True
-                batch[0][1].set_result(None)
-            else:
-                batch[0][1].set_exception(error)
-            return
-        for (_, done), result in zip(batch, results, strict=True):
-            if not done.cancelled():
-                done.set_result(result)
-
-    async def _commit(self, operations: list[Callable[[Session], Any]]) -> list[Any]:
-        """One transaction. A database that is away is waited for: events are never dropped for its sake."""
-        delay = 0.1
-        while True:
-            try:
-                return await asyncio.to_thread(self._transaction, operations)
-            except DATABASE_AWAY:
-                logger.warning("The database does not take events; trying again in %.1f s", delay, exc_info=True)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, 5.0)
-
-    def _transaction(self, operations: list[Callable[[Session], Any]]) -> list[Any]:
-        with self._db.write() as session:
-            return [operation(session) for operation in operations]
+        return await self._writer.write(operation)
 
 
 class RecorderActor(Recorder):

@@ -66,6 +66,10 @@ def test_in_a_terminal_it_is_a_bar_with_lines_above_it(job, monkeypatch):
     [
         (event(2, "training.failed", error="out of data"), "training failed: out of data"),
         (event(2, "training.cancelled"), "training cancelled"),
+        (
+            event(2, "resources.waiting", reason="2 workers want 1 GPU each", wanted={"GPU": 2}),
+            "2 workers want 1 GPU each",
+        ),
         (event(2, "checkpoint.delayed", seconds=3), "2  09:30:15  checkpoint.delayed   seconds=3"),
     ],
 )
@@ -73,6 +77,11 @@ def test_other_ends_and_own_events_are_told(job, capsys, last, line):
     with JobProgress(job) as progress:
         progress.show(last)
     assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_why_a_job_waits_is_a_sentence_in_one_line():
+    line = event_line(event(7, "serving.waiting", reason="no node has a GPU", serving={"a": 1}))
+    assert line == "    7  09:30:15  serving.waiting      reason=no node has a GPU"
 
 
 def test_an_event_in_one_line():

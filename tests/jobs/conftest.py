@@ -6,7 +6,7 @@ import pytest
 
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import Base
-from arkor_ray.jobs.controller import Reconciler
+from arkor_ray.jobs.reconciler import Reconciler
 from arkor_ray.settings import Settings
 from tests.jobs.fake_launcher import Clock, FakeLauncher
 

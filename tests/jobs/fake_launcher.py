@@ -9,18 +9,20 @@ from arkor_ray.db.tables import JobRow
 from arkor_ray.events import publisher
 from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.launcher import submission_id
+from arkor_ray.jobs.room import Room, WorkerGroup
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 
 
 @dataclass
 class FakeLauncher:
-    """A Ray that does what it is told: `run`, `die`, `forget`, `refuse`."""
+    """A Ray that does what it is told: `die`, `forget_all`, `refusing`, `keep_waiting` for room; `place` them at last."""
 
     states: dict[str, SubmissionState] = field(default_factory=dict)
     submitted: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
-    groups: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, WorkerGroup] = field(default_factory=dict)
+    cluster: Room = field(default_factory=lambda: Room({"GPU": 4}, {}, {"inference-a-1": {"GPU": 1}}))
     refusing: bool = False
 
     def submit(self, job_id, attempt, environment):
@@ -44,6 +46,20 @@ class FakeLauncher:
 
     def remove_worker_group(self, group):
         del self.groups[group]
+
+    def driver_group(self, submission):
+        return WorkerGroup(submission, placed=False, workers=({"CPU": 0.01},))
+
+    def room(self, labels):
+        return self.cluster
+
+    def keep_waiting(self, submission, **of_the_group):
+        """As Ray Train does it: each time with another group."""
+        workers = ({"GPU": 1.0, "CPU": 0.5},) * 2
+        self.groups = {f"group-{len(self.groups)}": WorkerGroup(submission, False, workers=workers, **of_the_group)}
+
+    def place(self, submission):
+        self.groups = {"placed": WorkerGroup(submission)}
 
     def die(self, submission):
         self.states[submission] = SubmissionState.FAILED

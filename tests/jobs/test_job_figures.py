@@ -10,7 +10,7 @@ from arkor_ray.db import leases
 from arkor_ray.db.tables import JobRow
 from arkor_ray.events import publisher
 from arkor_ray.jobs import job_figures
-from arkor_ray.jobs.controller import LEASE, Reconciler
+from arkor_ray.jobs.reconciler import LEASE, Reconciler
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
 from arkor_ray.telemetry import metrics

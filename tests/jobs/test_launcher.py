@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 from ray import job_submission
+from ray.dashboard.modules.job.common import JobErrorType
 
 from arkor_ray.jobs import launcher as module
 from arkor_ray.jobs.decision import SubmissionState
@@ -28,6 +29,7 @@ class FakeJobs:
 
     made: list[str] = []
     failure: Exception | None = None
+    status, message, error_type = "RUNNING", None, None
     submitted: list[dict] = []
 
     def __init__(self, address):
@@ -36,7 +38,9 @@ class FakeJobs:
     def get_job_info(self, submission):
         if self.failure is not None:
             raise self.failure
-        return SimpleNamespace(status=SimpleNamespace(value="RUNNING"), message=None)
+        return SimpleNamespace(
+            status=SimpleNamespace(value=self.status), message=self.message, error_type=self.error_type
+        )
 
     def submit_job(self, **arguments):
         self.submitted.append(arguments)
@@ -61,6 +65,13 @@ def test_a_ray_that_does_not_answer_says_nothing_about_the_submission(jobs, fail
 def test_a_submission_that_ray_does_not_have_is_missing(jobs):
     jobs.failure = RuntimeError("Request failed with status code 404: Job job-1 does not exist.")
     assert RayJobsLauncher(ONE_MACHINE).state("job-1")[0] is SubmissionState.MISSING
+
+
+def test_a_driver_that_no_node_had_room_for_is_told_from_one_that_failed(jobs):
+    jobs.status, jobs.message = "FAILED", "failed to start within 900 seconds"
+    assert RayJobsLauncher(ONE_MACHINE).state("job-1")[0] is SubmissionState.FAILED
+    jobs.error_type = JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT.value
+    assert RayJobsLauncher(ONE_MACHINE).state("job-1")[0] is SubmissionState.UNPLACED
 
 
 def test_after_many_failures_the_address_is_looked_up_anew(jobs):

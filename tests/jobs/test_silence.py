@@ -20,12 +20,15 @@ class Looking:
         self.watch = SilenceWatch(LIMIT_S, clock=lambda: self.now)
         self.watch.begin_turn()
 
-    def look(self, sign: datetime | None, *, after: float, every: float = 0.5) -> bool:
+    def look(self, sign: datetime | None, *, after: float, every: float = 0.5, turn: float = 0.0) -> bool:
+        """`every`: seconds between turns; `turn`: how long each takes."""
         silent, until = False, self.now + after
         while self.now < until:
             self.now += every
             self.watch.begin_turn()
             silent = self.watch.is_silent("job-1", sign)
+            self.now += turn
+            self.watch.end_turn()
         return silent
 
 
@@ -53,6 +56,25 @@ def test_a_driver_has_longer_for_its_first_sign(looking):
 def test_silence_does_not_count_while_nobody_could_look(looking):
     looking.look(FIRST, after=LIMIT_S - 1)
     assert not looking.look(FIRST, after=LONGEST_GAP_S + 1, every=LONGEST_GAP_S + 1)
+    assert not looking.look(FIRST, after=LIMIT_S - 1)
+
+
+def test_silence_is_found_though_every_turn_is_slow(looking):
+    slow = 2 * LONGEST_GAP_S
+    assert looking.look(FIRST, after=8 * slow, turn=slow)
+
+
+def test_a_turn_that_hung_is_no_long_silence(looking):
+    looking.look(FIRST, after=5)
+    assert not looking.look(FIRST, after=1, every=0.5, turn=10 * LIMIT_S)
+    assert not looking.look(FIRST, after=5)
+    assert looking.look(FIRST, after=LIMIT_S)
+
+
+def test_a_turn_that_failed_has_not_looked(looking):
+    looking.look(FIRST, after=LIMIT_S - 1)
+    looking.watch.begin_turn()
+    looking.now += LONGEST_GAP_S + 1
     assert not looking.look(FIRST, after=LIMIT_S - 1)
 
 

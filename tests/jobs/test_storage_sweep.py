@@ -8,7 +8,7 @@ import pytest
 
 from arkor_ray.db.session import Database
 from arkor_ray.jobs import garbage, storage_sweep
-from arkor_ray.jobs.controller import Reconciler
+from arkor_ray.jobs.reconciler import Reconciler
 from arkor_ray.jobs.storage_sweep import StorageSweep
 from arkor_ray.settings import Settings
 from arkor_ray.storage import layout, open_store

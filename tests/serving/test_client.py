@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -18,17 +19,25 @@ class FakeController:
 
     def __init__(self, answer=None):
         self.answer = answer
-        self.default_precision = self.ensure_serving = self
+        self.default_precision = SimpleNamespace(remote=lambda: self._reply(self.answer))
+        self.ensure_serving = SimpleNamespace(remote=lambda *_: self._reply(self._serving()))
+        self.starting: list[str] = []
 
-    def remote(self, *_):
-        return self._reply()
+    def starts(self, *said: str) -> None:
+        """Says so of an application, one after the other, until it runs."""
+        self.starting = list(said)
 
-    async def _reply(self):
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        if isinstance(self.answer, asyncio.Event):
-            await self.answer.wait()
-        return self.answer
+    def _serving(self):
+        if self.answer is not None and not isinstance(self.answer, str):
+            return self.answer
+        return self.starting.pop(0) if self.starting else None
+
+    async def _reply(self, answer):
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, asyncio.Event):
+            await answer.wait()
+        return answer
 
 
 class FakeRay:
@@ -121,3 +130,21 @@ def test_an_application_that_never_ran_is_waited_for(fake_ray):
 
     with pytest.raises(TimeoutError):
         asyncio.run(run())
+
+
+def test_a_chat_waits_for_an_application_that_starts(fake_ray):
+    fake_ray.controller.starts("DEPLOYING", "DEPLOYING")
+    asyncio.run(client.ensure_serving("base", "fp32"))
+    assert fake_ray.controller.starting == []
+
+
+def test_what_an_application_waits_for_is_told_in_the_end(fake_ray):
+    fake_ray.controller.starts("no node has a GPU")
+    with pytest.raises(ServiceUnavailableError, match="no node has a GPU"):
+        asyncio.run(client.ensure_serving("base", "fp32", patience_s=0))
+
+
+def test_an_adapter_that_waits_for_its_application_is_told_so_at_once(fake_ray):
+    fake_ray.controller.starts("no node has a GPU")
+    with pytest.raises(ServiceUnavailableError, match="no node has a GPU"):
+        asyncio.run(client.admit(MANIFEST, None))

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from arkor_ray.db import jobs, leases
+from arkor_ray.db import checkpoints, jobs, leases
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import Base, JobRow
 from arkor_ray.errors import AdapterError, ServiceUnavailableError
@@ -35,6 +35,9 @@ class FakeServing:
 
     def go_away(self, times: int) -> None:
         self.failures = [ServiceUnavailableError("starting")] * times
+
+    def find_no_room(self) -> None:
+        self.failures = [ServiceUnavailableError(f"no node has a GPU, {free} CPUs are free") for free in range(1000)]
 
     async def admit(self, manifest, data):
         if self.failures:
@@ -136,6 +139,68 @@ def test_completed_waits_until_serving_answers(db, job_id, serving):
     assert told(db, job_id)[-1] == (event.COMPLETED, 20)
 
 
+def reasons(db, job_id, type):
+    with db.read() as session:
+        return [e.data["reason"] for e in read_events(session, job_id) if e.type == type]
+
+
+def test_a_job_that_waits_for_serving_alone_says_so_once_per_cause(db, job_id, serving, monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_CHECKPOINT_READY_TIMEOUT_S", "0.05")
+    serving.find_no_room()
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        completing = asyncio.create_task(recorder.completed(manifest(job_id, 20, final=True), {}))
+        left = len(serving.failures)
+        while len(serving.failures) > left - 4:
+            await asyncio.sleep(0.01)
+        serving.failures = [ServiceUnavailableError("the model is too large for the card")]
+        while len(reasons(db, job_id, event.SERVING_WAITING)) < 2:
+            await asyncio.sleep(0.01)
+        return await completing
+
+    assert run(story()) is True
+    no_room, too_large = reasons(db, job_id, event.SERVING_WAITING)
+    assert "is stored" in no_room and "no node has a GPU" in no_room
+    assert "too large for the card" in too_large
+    assert told(db, job_id)[-1] == (event.COMPLETED, 20)
+
+
+def test_a_job_does_not_wait_for_serving_for_ever(db, job_id, serving, recorded, monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_CHECKPOINT_READY_TIMEOUT_S", "0.05")
+    monkeypatch.setattr(module, "SERVED_S", 0.1)
+    serving.find_no_room()
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        return await recorder.completed(manifest(job_id, 20, final=True), {})
+
+    assert run(story()) is True
+    with db.read() as session:
+        row = session.get(JobRow, job_id)
+        assert row.status == "failed"
+        assert "is stored, but cannot be served: serving did not load it" in row.error
+        assert "no node has a GPU" in row.error
+        assert checkpoints.find(session, job_id, None) is not None, "its adapter stays"
+    assert recorded.total(metrics.JOB_FAILURES, reason="unavailable") == 1
+
+
+def test_a_checkpoint_that_could_not_be_loaded_says_what_serving_waits_for(db, job_id, serving, monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_CHECKPOINT_READY_TIMEOUT_S", "0.05")
+    serving.find_no_room()
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        await recorder.checkpoint(manifest(job_id, 10))
+
+    run(story())
+    (reason,) = reasons(db, job_id, event.CHECKPOINT)
+    assert "no node has a GPU" in reason and reason.endswith("the first request will")
+
+
 def test_a_final_adapter_that_serving_refuses_fails_the_job(db, job_id, serving):
     serving.refuse()
 
@@ -169,7 +234,8 @@ def test_a_recorder_of_a_lost_attempt_writes_nothing_and_says_stop(db, job_id, s
         lost = Recorder(job_id, 1)
         await lost.started({})
         with db.write() as session:
-            jobs.charge_retry(session, job_id, attempt=1, retry_at=utcnow(), charged=True)
+            counts = {"retries": 1, "forgotten": 0, "lost_at_step": None}
+            jobs.plan_retry(session, job_id, attempt=1, retry_at=utcnow(), **counts)
             assert jobs.claim_attempt(session, job_id, attempt=2, submission_id="s-2")
         return await lost.tell([("log", ({"step": 1, "loss": 1.0},))]), await lost.should_stop()
 
