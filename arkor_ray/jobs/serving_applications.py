@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 
 # How long one call is kept. Ray ends no call whose caller has left, so whoever waits longer asks again.
 ANSWER_S = 10.0
-WATCH_S = (
-    60.0  # how long an application is watched for all who ask; Serve goes on with it, and the next to ask looks again
-)
+# How long an application is watched for all who ask. Serve goes on with it, and the next to ask has it watched again.
+WATCH_S = 60.0
 
 _BUILDING = threading.Lock()  # Serve keeps a register of what it pickles that is not safe for threads
 
@@ -75,24 +74,25 @@ class ServingApplications:
 
 
 class _Start:
-    """One application on its way, in a thread. `said`: what Serve last said of it; `ended`: that it runs, or why not."""
+    """One application on its way, in a thread. `said`: what Serve last said of it.
+
+    `ended`: None once it runs, what Serve says of it when it is watched no more, or why it will not run.
+    """
 
     def __init__(self, settings: Settings, name: str, base_model: str, base_precision: BasePrecision) -> None:
         self.said = "Ray Serve does not say how far it is"
-        self.ended: futures.Future[None] = futures.Future()
+        self.ended: futures.Future[str | None] = futures.Future()
         self._settings = settings
         self._name, self._base_model, self._base_precision = name, base_model, base_precision
         threading.Thread(target=self._run, name=f"start {name}", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._until_it_runs()
+            self.ended.set_result(self._watch())
         except Exception as error:  # told to whoever asked
             self.ended.set_exception(error)
-        else:
-            self.ended.set_result(None)
 
-    def _until_it_runs(self) -> None:
+    def _watch(self) -> str | None:
         from ray import serve
         from ray.serve.schema import ApplicationStatus
 
@@ -102,11 +102,11 @@ class _Start:
         while True:
             application = serve.status().applications.get(self._name)
             if application is not None and application.status == ApplicationStatus.RUNNING:
-                return
+                return None
             if application is not None and application.status in on_the_way:
                 self.said = _what_serve_says(application)
                 if time.monotonic() > deadline:
-                    raise ServiceUnavailableError(f"Serving of {self._base_model} is starting: {self.said}")
+                    return self.said
                 time.sleep(0.2)
             elif deployed:
                 raise self._failure(application)
@@ -139,6 +139,6 @@ def _what_serve_says(application: ApplicationStatusOverview) -> str:
     return max(messages, key=len)[-600:] or f"it is {application.status.value}"
 
 
-def _log_failure(ended: futures.Future[None]) -> None:
+def _log_failure(ended: futures.Future[str | None]) -> None:
     if error := ended.exception():
         logger.error("A serving application did not start: %s", error, exc_info=error)
