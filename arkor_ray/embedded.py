@@ -58,9 +58,8 @@ class Instance:
     """Holds a data directory for this process: `instance.json` says who runs there, a lock says that it still does."""
 
     def __init__(self, data_dir: Path) -> None:
+        make_data_dir(data_dir)
         self._path = data_dir / "instance.json"
-        # For its owner alone: it holds users' data, and the data sets' tokens of jobs that have not begun.
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self._path.open("a+")
 
     def __enter__(self) -> Instance:
@@ -88,12 +87,29 @@ class Instance:
         self._file.close()
 
 
+def make_data_dir(data_dir: Path) -> None:
+    """Makes it where there is none. Raises InvalidRequestError where nothing can be written there.
+
+    For its owner alone: it holds users' data, and the data sets' tokens of jobs that have not begun.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=data_dir).close()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"--data-dir {data_dir}: nothing can be kept there ({error.strerror}); give another directory with --data-dir "
+            "or ARKOR_RAY_DATA_DIR",
+            param="data_dir",
+        ) from error
+
+
 def read_instance(data_dir: Path) -> dict[str, Any] | None:
     """Who runs in a data directory, or None. A file left behind by a killed process counts as nobody."""
-    path = data_dir / "instance.json"
-    if not path.exists():
+    try:
+        file = (data_dir / "instance.json").open()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    with path.open() as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,7 +146,7 @@ class LocalRay:
     def __enter__(self) -> LocalRay:
         # Every process of this Ray inherits these: workers, drivers and replicas read the same settings.
         os.environ.update(self.settings.environment())
-        _check_free(self.settings.host, self.settings.port)
+        check_free(self.settings.host, self.settings.port)
         try:
             address = self._address or self._start_head()
             self._connect(address)
@@ -293,7 +309,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:

@@ -284,6 +284,13 @@ class Settings(BaseSettings):
         return f"{api.scheme}://{slug}.{self.endpoints_domain}{port}/v1"
 
     @property
+    def database_file(self) -> Path | None:
+        """Where an SQLite database is; None for any other."""
+        if not self.database_url.startswith("sqlite"):
+            return None
+        return Path(self.database_url.partition(":///")[2].partition("?")[0]).absolute()
+
+    @property
     def demo_base_cache(self) -> Path:
         return self.cache_dir / "demo-base"
 

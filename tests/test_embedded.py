@@ -139,5 +139,5 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(host):
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConflictError, match=f"--port {port} on {host}: "):
-            embedded._check_free(host, port)
-    embedded._check_free(host, port)
+            embedded.check_free(host, port)
+    embedded.check_free(host, port)

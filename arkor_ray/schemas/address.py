@@ -34,7 +34,9 @@ def check_web_address(url: str, *, example: str) -> str:
     except ValueError:  # a port that is none, a bracket that is open
         sound = False
     if "@" in url:
-        raise ValueError(f"The URL must hold no user and no password, as it is shown to people: write it as in {example}")
+        raise ValueError(
+            f"The URL must hold no user and no password, as it is shown to people: write it as in {example}"
+        )
     if not sound or any(character.isspace() for character in url):
         raise ValueError(f"{url!r} must begin with http:// or https:// and name a host, as in {example}")
     return url
