@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 3.0
+GONE_S = 30.0  # a head that was started again is back by then; after 60 s Ray ends us, in words of its own
 MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job fit on the smallest laptop
 
 # Ray has one node here. Told that there will never be others (which it takes for granted on macOS, hence the name), it calls
@@ -157,7 +159,14 @@ class LocalRay:
 
     def wait(self) -> None:
         """Blocks while Ray runs. Raises ServiceUnavailableError when it ends by itself."""
-        while self._process is None or self._process.poll() is None:
+        if self._process is None:
+            assert self._address is not None
+            wait_while_answering(self._address)
+            raise ServiceUnavailableError(
+                f"The Ray at {self._address} is gone: nothing has answered there for {GONE_S:g} s; start it and give this "
+                "command again"
+            )
+        while self._process.poll() is None:
             time.sleep(0.5)
         raise ServiceUnavailableError(
             f"Ray ended with code {self._process.returncode}; its logs are in {self._log_path()}"
@@ -166,6 +175,8 @@ class LocalRay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process is None and self._address is not None and not answers(self._address):
+            return  # whatever we would ask of it waits until Ray ends us, and there is nothing left to end
         from arkor_ray import service
 
         service.stop(ray_goes_on=self._process is None)
@@ -334,16 +345,40 @@ def _torch_uses_gpus(devices: Path = Path("/dev")) -> bool:
 
 def check_answers(address: str) -> None:
     """Ray itself tries for minutes, without a word, to reach one that is not there."""
-    host, colon, port = address.rpartition(":")
+    _, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()):
         raise InvalidRequestError(f"--ray-address {address}: write HOST:PORT, as `ray start --head` prints it")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        _knock(address)
     except OSError as error:
         raise ServiceUnavailableError(
             f"--ray-address {address}: no Ray answers there ({error.strerror or error}); start one with "
             f"`ray start --head --port {port}`, or leave the option out to have one started"
         ) from error
+
+
+def answers(address: str) -> bool:
+    """Whether anything listens at HOST:PORT; asking Ray itself would wait for it."""
+    try:
+        _knock(address)
+    except OSError:
+        return False
+    return True
+
+
+def wait_while_answering(address: str) -> None:
+    """Returns once nothing has listened at HOST:PORT for `GONE_S`. A head whose state is kept (GCS fault tolerance) may be
+    away for less than that."""
+    last = time.monotonic()
+    while time.monotonic() - last < GONE_S:
+        time.sleep(LOOK_EVERY_S)
+        if answers(address):
+            last = time.monotonic()
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def _warn_without_token(address: str) -> None:
