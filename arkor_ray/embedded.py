@@ -179,8 +179,11 @@ class LocalRay:
             return  # whatever we would ask of it waits until Ray ends us, and there is nothing left to end
         from arkor_ray import service
 
-        service.stop(ray_goes_on=self._process is None)
+        ray_goes_on = self._process is None
+        service.stop(ray_goes_on=ray_goes_on)
         self._end()
+        if not ray_goes_on:  # nobody uses the database any more
+            service.fold_journal(self.settings)
 
     def _start_head(self) -> str:
         """Starts `ray start --head --block` as a child; returns its GCS address."""

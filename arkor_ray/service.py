@@ -112,6 +112,12 @@ def stop(*, ray_goes_on: bool = False) -> None:
             serve.shutdown()  # its proxy would keep our host and port for whoever deploys next
 
 
+def fold_journal(settings: Settings) -> None:
+    """After the last process of a service has ended: its database, if a file, is whole without the journal beside it."""
+    with contextlib.closing(Database(settings.database_url)) as db:
+        db.fold_journal()
+
+
 def wait_until_ready(api_url: str, controller: Any, timeout_s: float = READY_TIMEOUT_S) -> None:
     import ray
 
