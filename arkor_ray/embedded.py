@@ -179,6 +179,7 @@ class LocalRay:
             return  # whatever we would ask of it waits until Ray ends us, and there is nothing left to end
         from arkor_ray import service
 
+        _hush_ray()
         ray_goes_on = self._process is None
         service.stop(ray_goes_on=ray_goes_on)
         self._end()
@@ -393,6 +394,16 @@ def _warn_without_token(address: str) -> None:
             "command with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN",
             address,
         )
+
+
+def _hush_ray() -> None:
+    """Ray prints here what its nodes report as errors, whatever `log_to_driver` says; that actors which we end are gone is
+    no news. As Ray's own disconnecting does it, which may do it again."""
+    from ray._private.worker import global_worker
+
+    if global_worker.connected:
+        global_worker.threads_stopped.set()
+        global_worker.gcs_error_subscriber.close()  # type: ignore[attr-defined]  # it has one once it is connected
 
 
 def _own_address() -> str:

@@ -49,7 +49,7 @@ def check_reachable(settings: Settings) -> None:
     looking.join(STORAGE_ANSWER_S)
     if outcome != [""]:
         where = settings.storage_url + (f" at {settings.s3_endpoint_url}" if settings.s3_endpoint_url else "")
-        said = outcome[0] if outcome else f"no answer within {STORAGE_ANSWER_S:g} s"
+        said = outcome[0].rstrip(".") if outcome else f"no answer within {STORAGE_ANSWER_S:g} s"
         raise ServiceUnavailableError(
             f"ARKOR_RAY_STORAGE_URL: {where} cannot be used: {said}; check the endpoint (ARKOR_RAY_S3_ENDPOINT_URL), the "
             "bucket and the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
