@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 3.0
+GONE_S = 30.0  # a head that was started again is back by then; after 60 s Ray ends us, in words of its own
 MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job fit on the smallest laptop
 
 # Ray has one node here. Told that there will never be others (which it takes for granted on macOS, hence the name), it calls
@@ -58,9 +60,8 @@ class Instance:
     """Holds a data directory for this process: `instance.json` says who runs there, a lock says that it still does."""
 
     def __init__(self, data_dir: Path) -> None:
+        make_data_dir(data_dir)
         self._path = data_dir / "instance.json"
-        # For its owner alone: it holds users' data, and the data sets' tokens of jobs that have not begun.
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self._path.open("a+")
 
     def __enter__(self) -> Instance:
@@ -88,12 +89,29 @@ class Instance:
         self._file.close()
 
 
+def make_data_dir(data_dir: Path) -> None:
+    """Makes it where there is none. Raises InvalidRequestError where nothing can be written there.
+
+    For its owner alone: it holds users' data, and the data sets' tokens of jobs that have not begun.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=data_dir).close()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"--data-dir {data_dir}: nothing can be kept there ({error.strerror}); give another directory with --data-dir "
+            "or ARKOR_RAY_DATA_DIR",
+            param="data_dir",
+        ) from error
+
+
 def read_instance(data_dir: Path) -> dict[str, Any] | None:
     """Who runs in a data directory, or None. A file left behind by a killed process counts as nobody."""
-    path = data_dir / "instance.json"
-    if not path.exists():
+    try:
+        file = (data_dir / "instance.json").open()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    with path.open() as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,7 +148,7 @@ class LocalRay:
     def __enter__(self) -> LocalRay:
         # Every process of this Ray inherits these: workers, drivers and replicas read the same settings.
         os.environ.update(self.settings.environment())
-        _check_free(self.settings.host, self.settings.port)
+        check_free(self.settings.host, self.settings.port)
         try:
             address = self._address or self._start_head()
             self._connect(address)
@@ -141,7 +159,14 @@ class LocalRay:
 
     def wait(self) -> None:
         """Blocks while Ray runs. Raises ServiceUnavailableError when it ends by itself."""
-        while self._process is None or self._process.poll() is None:
+        if self._process is None:
+            assert self._address is not None
+            wait_while_answering(self._address)
+            raise ServiceUnavailableError(
+                f"The Ray at {self._address} is gone: nothing has answered there for {GONE_S:g} s; start it and give this "
+                "command again"
+            )
+        while self._process.poll() is None:
             time.sleep(0.5)
         raise ServiceUnavailableError(
             f"Ray ended with code {self._process.returncode}; its logs are in {self._log_path()}"
@@ -150,10 +175,16 @@ class LocalRay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process is None and self._address is not None and not answers(self._address):
+            return  # whatever we would ask of it waits until Ray ends us, and there is nothing left to end
         from arkor_ray import service
 
-        service.stop(ray_goes_on=self._process is None)
+        _hush_ray()
+        ray_goes_on = self._process is None
+        service.stop(ray_goes_on=ray_goes_on)
         self._end()
+        if not ray_goes_on:  # nobody uses the database any more
+            service.fold_journal(self.settings)
 
     def _start_head(self) -> str:
         """Starts `ray start --head --block` as a child; returns its GCS address."""
@@ -293,7 +324,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
@@ -318,16 +349,40 @@ def _torch_uses_gpus(devices: Path = Path("/dev")) -> bool:
 
 def check_answers(address: str) -> None:
     """Ray itself tries for minutes, without a word, to reach one that is not there."""
-    host, colon, port = address.rpartition(":")
+    _, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()):
         raise InvalidRequestError(f"--ray-address {address}: write HOST:PORT, as `ray start --head` prints it")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        _knock(address)
     except OSError as error:
         raise ServiceUnavailableError(
             f"--ray-address {address}: no Ray answers there ({error.strerror or error}); start one with "
             f"`ray start --head --port {port}`, or leave the option out to have one started"
         ) from error
+
+
+def answers(address: str) -> bool:
+    """Whether anything listens at HOST:PORT; asking Ray itself would wait for it."""
+    try:
+        _knock(address)
+    except OSError:
+        return False
+    return True
+
+
+def wait_while_answering(address: str) -> None:
+    """Returns once nothing has listened at HOST:PORT for `GONE_S`. A head whose state is kept (GCS fault tolerance) may be
+    away for less than that."""
+    last = time.monotonic()
+    while time.monotonic() - last < GONE_S:
+        time.sleep(LOOK_EVERY_S)
+        if answers(address):
+            last = time.monotonic()
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def _warn_without_token(address: str) -> None:
@@ -339,6 +394,16 @@ def _warn_without_token(address: str) -> None:
             "command with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN",
             address,
         )
+
+
+def _hush_ray() -> None:
+    """Ray prints here what its nodes report as errors, whatever `log_to_driver` says; that actors which we end are gone is
+    no news. As Ray's own disconnecting does it, which may do it again."""
+    from ray._private.worker import global_worker
+
+    if global_worker.connected:
+        global_worker.threads_stopped.set()
+        global_worker.gcs_error_subscriber.close()  # type: ignore[attr-defined]  # it has one once it is connected
 
 
 def _own_address() -> str:

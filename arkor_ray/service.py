@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from arkor_ray.placeholders import shown_database_url
 from arkor_ray.placement import CONTROLLER, NAMESPACE
 from arkor_ray.settings import Settings
 from arkor_ray.storage import layout, open_store
+from arkor_ray.storage.retry import RetryPolicy
 
 APPLICATION = "arkor"  # the Serve application of the control plane
 READY_TIMEOUT_S = 300.0
@@ -29,7 +31,9 @@ def check_reachable(settings: Settings) -> None:
     somebody who mistyped an address.
     """
     check_database(settings)
-    store = open_store(settings.storage_url, endpoint_url=settings.s3_endpoint_url)
+    # Tries that end before we do, so that there is a reason to tell; it is told once, below.
+    retry = RetryPolicy(budget_seconds=STORAGE_ANSWER_S / 2, log_level=logging.DEBUG)
+    store = open_store(settings.storage_url, endpoint_url=settings.s3_endpoint_url, retry=retry)
     outcome: list[str] = []
 
     def look() -> None:
@@ -39,13 +43,13 @@ def check_reachable(settings: Settings) -> None:
         except Exception as error:  # told below, whatever it is
             outcome.append(str(error))
 
-    # A thread that nobody waits for: S3's own retries go on for a minute.
+    # A thread that nobody waits for: an endpoint that takes a request and is silent would hold us for minutes.
     looking = threading.Thread(target=look, name="storage-check", daemon=True)
     looking.start()
     looking.join(STORAGE_ANSWER_S)
     if outcome != [""]:
         where = settings.storage_url + (f" at {settings.s3_endpoint_url}" if settings.s3_endpoint_url else "")
-        said = outcome[0] if outcome else f"no answer within {STORAGE_ANSWER_S:g} s"
+        said = outcome[0].rstrip(".") if outcome else f"no answer within {STORAGE_ANSWER_S:g} s"
         raise ServiceUnavailableError(
             f"ARKOR_RAY_STORAGE_URL: {where} cannot be used: {said}; check the endpoint (ARKOR_RAY_S3_ENDPOINT_URL), the "
             "bucket and the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
@@ -54,14 +58,12 @@ def check_reachable(settings: Settings) -> None:
 
 def check_database(settings: Settings) -> None:
     """The database can be opened. Raises ServiceUnavailableError that names the setting and shows no password."""
-    db = Database(settings.database_url)
     try:
-        db.engine.connect().close()
-    except DATABASE_AWAY as error:
+        with contextlib.closing(Database(settings.database_url)) as db:
+            db.engine.connect().close()
+    except (*DATABASE_AWAY, OSError) as error:  # OSError: the folder of an SQLite database cannot be made
         shown = shown_database_url(settings.database_url)
         raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason(error)}") from error
-    finally:
-        db.close()
 
 
 def start(settings: Settings) -> None:
@@ -108,6 +110,12 @@ def stop(*, ray_goes_on: bool = False) -> None:
             serve.delete(name)
         if ours and not serve.status().applications:
             serve.shutdown()  # its proxy would keep our host and port for whoever deploys next
+
+
+def fold_journal(settings: Settings) -> None:
+    """After the last process of a service has ended: its database, if a file, is whole without the journal beside it."""
+    with contextlib.closing(Database(settings.database_url)) as db:
+        db.fold_journal()
 
 
 def wait_until_ready(api_url: str, controller: Any, timeout_s: float = READY_TIMEOUT_S) -> None:

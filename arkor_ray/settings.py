@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from arkor_ray.catalogue import Catalogue, read_catalogue
 from arkor_ray.errors import InvalidRequestError, ModelError
 from arkor_ray.placeholders import weak_secrets
-from arkor_ray.schemas.address import is_loopback
+from arkor_ray.schemas.address import check_s3_endpoint, check_web_address, is_loopback
 from arkor_ray.schemas.model import HUB_ID, CatalogueEntry
 
 DEMO_BASE = "arkor-ray/demo-base"  # `arkor-ray up` makes it and puts it into the embedded catalogue
@@ -158,6 +158,16 @@ class Settings(BaseSettings):
             raise ValueError(f"must be a domain such as models.example.com, without scheme or port (got {value!r})")
         return domain
 
+    @field_validator("s3_endpoint_url", mode="after")
+    @classmethod
+    def _s3_address(cls, value: str | None) -> str | None:
+        return value and check_s3_endpoint(value)
+
+    @field_validator("public_url", mode="after")
+    @classmethod
+    def _public_address(cls, value: str | None) -> str | None:
+        return value and check_web_address(value, example="https://arkor.example.com")
+
     @field_validator("data_dir", "cache_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -272,6 +282,13 @@ class Settings(BaseSettings):
         api = urlsplit(self.api_url)
         port = f":{api.port}" if api.port else ""
         return f"{api.scheme}://{slug}.{self.endpoints_domain}{port}/v1"
+
+    @property
+    def database_file(self) -> Path | None:
+        """Where an SQLite database is; None for any other."""
+        if not self.database_url.startswith("sqlite"):
+            return None
+        return Path(self.database_url.partition(":///")[2].partition("?")[0]).absolute()
 
     @property
     def demo_base_cache(self) -> Path:

@@ -139,5 +139,22 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(host):
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConflictError, match=f"--port {port} on {host}: "):
-            embedded._check_free(host, port)
-    embedded._check_free(host, port)
+            embedded.check_free(host, port)
+    embedded.check_free(host, port)
+
+
+def test_a_joined_ray_is_gone_only_when_it_stays_away(monkeypatch):
+    monkeypatch.setattr(embedded, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(embedded, "GONE_S", 1.0)
+    answers = iter([True, *[False] * 5, True])  # a head that comes back, then none
+    asked = []
+    monkeypatch.setattr(embedded, "answers", lambda address: asked.append(address) or next(answers, False))
+    embedded.wait_while_answering("head:6379")
+    assert next(answers, None) is None
+    assert len(asked) > 7 and set(asked) == {"head:6379"}
+
+
+def test_leaving_a_ray_that_is_gone_asks_nothing_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("arkor_ray.service.stop", lambda **_: pytest.fail("it was asked to stop"))
+    (port,) = free_ports(1)
+    LocalRay(Settings.load(data_dir=tmp_path), address=f"127.0.0.1:{port}").__exit__(None, None, None)

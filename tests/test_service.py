@@ -22,14 +22,15 @@ def test_a_database_that_is_away_is_named_without_its_password(tmp_path, form):
     assert "secret" not in raised.value.message
 
 
-def test_a_storage_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "STORAGE_ANSWER_S", 0.5)
+def test_a_storage_that_does_not_answer_is_named_once_with_the_reason(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(service, "STORAGE_ANSWER_S", 2.0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     (port,) = free_ports(1)
     endpoint = f"http://127.0.0.1:{port}"
-    with pytest.raises(ServiceUnavailableError, match=r"ARKOR_RAY_STORAGE_URL: s3://bucket/x at http://127\.0\.0\.1"):
+    with pytest.raises(ServiceUnavailableError, match=r"s3://bucket/x at http://127\.0\.0\.1.*Could not connect"):
         service.check_reachable(Settings.load(data_dir=tmp_path, storage_url="s3://bucket/x", s3_endpoint_url=endpoint))
+    assert not caplog.records
 
 
 def test_a_bucket_that_does_not_exist_is_named(tmp_path, moto_s3, monkeypatch):

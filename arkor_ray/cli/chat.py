@@ -51,7 +51,7 @@ def chat(
     with connect(api_url, project) as client:
         target: dict[str, Any] = {"base_model": base}
         if job_id is not None:
-            ref = ref if ref is not None else _newest(client, job_id)
+            ref = _newest(client, job_id) if ref is None else _existing(client, job_id, ref)
             target = {"job_id": job_id, "step": ref}
             typer.echo("final adapter" if ref == FINAL else f"checkpoint at step {ref}", err=True)
         conversation = [{"role": "system", "content": system}] if system else []
@@ -106,3 +106,13 @@ def _newest(client: Client, job_id: str) -> AdapterRef:
     if not steps:
         raise NotFoundError(f"Job {job_id} has saved no checkpoint; --base MODEL talks to its base model")
     return max(steps)
+
+
+def _existing(client: Client, job_id: str, ref: AdapterRef) -> AdapterRef:
+    """Looked up before a conversation is begun with it."""
+    refs = [FINAL if each.kind == FINAL else each.step for each in client.list_checkpoints(job_id)]
+    if ref not in refs:
+        asked = "final adapter" if ref == FINAL else f"checkpoint at step {ref}"
+        there = ", ".join("the final one" if each == FINAL else f"step {each}" for each in refs)
+        raise NotFoundError(f"Job {job_id} has no {asked}; it has {there or 'saved none so far'}")
+    return ref

@@ -35,7 +35,9 @@ class ChildService:
         self._settled = threading.Event()
 
     def __enter__(self) -> Self:
-        self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        from arkor_ray.embedded import make_data_dir
+
+        make_data_dir(self.log_path.parent)
         self._log = self.log_path.open("wb")
         # A session of its own: Ctrl-C reaches us alone, and the service is ended in order, after the job.
         self._process = subprocess.Popen(

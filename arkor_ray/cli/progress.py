@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,8 @@ from arkor_ray.cli.output import number
 from arkor_ray.schemas.event import CANCELLED, CHECKPOINT, COMPLETED, FAILED, LOG, STARTED, WAITING, Event
 from arkor_ray.schemas.job import Job
 
+PREFLIGHT = "dataset.preflight"
+_SHOWN_REJECTIONS = 3
 _LINES_PER_RUN = 20  # how many steps of a run a log shows at most, where the run's length is known
 
 
@@ -26,6 +29,23 @@ def event_line(event: Event) -> str:
         fields["artifacts"] = len(fields["artifacts"])
     said = "  ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in fields.items())
     return f"{event.id:>5}  {str(event.data.get('timestamp', ''))[11:19]}  {event.type:<20} {said}".rstrip()
+
+
+def preflight_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What was found in the data, and below it the first rows that were rejected."""
+    rejected = report.get("rejected_rows") or 0
+    said = [f"data: {report.get('rows')} rows" + (f", {rejected} of them rejected" if rejected else "")]
+    evaluation = report.get("eval_samples") or 0
+    samples = f"{report.get('train_samples')} samples to train on"
+    said.append(samples + (f", {evaluation} to evaluate" if evaluation else ""))
+    if "length" in report:  # there is none where no row is left
+        cut = report.get("truncated_samples") or 0
+        longest = f"the longest has {report['length']['max']} tokens"
+        said.append(longest + (f", {cut} are cut to {report.get('max_length')}" if cut else ""))
+        said.append(f"the loss looks at {report['supervised_share']:.0%} of the tokens".replace("%", " %"))
+    yield "; ".join(said)
+    for each in report.get("rejected", [])[:_SHOWN_REJECTIONS]:
+        yield f"  row {each['row']}: {each['reason']}"
 
 
 class JobProgress:
@@ -72,6 +92,9 @@ class JobProgress:
             self._finish("completed", f"final loss {number(metrics.get('finalLoss'))}")
             took = metrics.get("totalTime")
             self.say("training completed" + (f" in {took:.0f} s" if isinstance(took, (int, float)) else ""))
+        elif event.type == PREFLIGHT:
+            for line in preflight_lines(data):
+                self.say(line)
         elif event.type in WAITING:
             self.say(str(data.get("reason")))
         elif event.type == FAILED:

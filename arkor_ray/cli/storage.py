@@ -59,7 +59,7 @@ def gc(
 
 def _existing_database(settings: Settings) -> Database:
     """Never a new one: in the eyes of an empty database every folder is of an unknown job."""
-    from sqlalchemy import inspect, make_url
+    from sqlalchemy import inspect
     from sqlalchemy.exc import SQLAlchemyError
 
     from arkor_ray.db.session import Database
@@ -67,12 +67,11 @@ def _existing_database(settings: Settings) -> Database:
     from arkor_ray.placeholders import shown_database_url
     from arkor_ray.service import check_reachable
 
-    url = make_url(settings.database_url)
     missing = ServiceUnavailableError(
         f"There is no arkor-ray database at {shown_database_url(settings.database_url)}; set --data-dir or "
         "ARKOR_RAY_DATABASE_URL to that of the service"
     )
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+    if settings.database_file is not None and not settings.database_file.is_file():
         raise missing
     check_reachable(settings)
     db = Database(settings.database_url)

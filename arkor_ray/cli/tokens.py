@@ -49,12 +49,28 @@ def issue(
     """
     from arkor_ray.db import identities
     from arkor_ray.db.session import Database
+    from arkor_ray.embedded import make_data_dir
+    from arkor_ray.placeholders import shown_database_url
+    from arkor_ray.service import check_database
     from arkor_ray.settings import Settings
 
-    db = Database(Settings.load(data_dir=data_dir).database_url)
+    settings = Settings.load(data_dir=data_dir)
+    database = settings.database_file
+    is_new = database is not None and not database.exists()
+    if database is not None and database.parent == settings.data_dir:
+        make_data_dir(settings.data_dir)
+    check_database(settings)
+    db = Database(settings.database_url)
     db.migrate()
     with db.write() as session:
         issued = identities.issue_token(session, identities.ensure_org(session, org), label=label, days=days)
+    typer.echo(f"Database: {shown_database_url(settings.database_url)}", err=True)
+    if is_new:
+        typer.echo(
+            "warning: there was none, so it has just been made: only a service that is started on it knows this token. For "
+            "one that runs already, give its --data-dir or ARKOR_RAY_DATABASE_URL",
+            err=True,
+        )
     if as_json:
         print_json({"token": issued.plaintext, "org": org, "label": label})
         return

@@ -45,14 +45,15 @@ def up(
     ray_address: Annotated[str | None, typer.Option(help="Joins this Ray instead of starting one.")] = None,
 ) -> None:
     """Starts the service and stays; Ctrl-C (or SIGTERM) ends it cleanly. Jobs under way resume at the next start."""
-    from arkor_ray.embedded import Instance, LocalRay
+    from arkor_ray.embedded import Instance, LocalRay, check_free, read_instance
 
     _stop_on_signals()
     data_dir = data_dir.expanduser().absolute()
     try:
+        settings = _settings(host, port, data_dir, alias or [], storage, database_url)
+        if read_instance(data_dir) is None:  # else it is told who runs there, rather than that its port is taken
+            check_free(settings.host, settings.port)  # before anything is made
         with Instance(data_dir) as instance:
-            demo = ray_address is None  # on a cluster the other nodes do not have it
-            settings = _settings(host, port, data_dir, alias or [], storage, database_url, with_demo_base=demo)
             from arkor_ray.service import check_reachable  # after the extras are known to be installed
             from arkor_ray.telemetry import logs, tracing
 
@@ -60,6 +61,8 @@ def up(
             logs.configure()
             tracing.configure()  # here too, so that an extra that is missing is said at once
             check_reachable(settings)
+            if ray_address is None:  # on a cluster the other nodes would not have it
+                settings = _with_demo_base(settings)
             with LocalRay(settings, address=ray_address) as local_ray:
                 _stop_on_signals()  # again: connecting to Ray has put handlers of its own in their place
                 settings = local_ray.settings
@@ -139,12 +142,10 @@ def _interrupt(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _settings(
-    host: str, port: int, data_dir: Path, alias: list[str], storage: str, database_url: str, *, with_demo_base: bool
-) -> Settings:
-    """Settings of this instance: command line over environment over defaults, with the demo base in the catalogue."""
+def _settings(host: str, port: int, data_dir: Path, alias: list[str], storage: str, database_url: str) -> Settings:
+    """Settings of this instance: command line over environment over defaults."""
     try:
-        from arkor_ray.settings import DEMO_BASE, Settings
+        from arkor_ray.settings import Settings
     except ImportError as error:
         raise InvalidRequestError(f"{error.name} is not installed: pip install 'arkor-ray[all]'") from error
     from arkor_ray.embedded import free_ports
@@ -159,10 +160,18 @@ def _settings(
         if not (name and equals and model):
             raise InvalidRequestError(f"--alias {entry}: write NAME=MODEL", param="alias")
         aliases = {known: to for known, to in aliases.items() if known.lower() != name.lower()} | {name: model}
-    names = {name.lower() for name in [*aliases, *settings.catalogue.names()]}
-    if with_demo_base and DEMO_BASE not in names:
-        aliases[DEMO_BASE] = str(_demo_base(settings.demo_base_cache))
     return Settings.load(**given, models=aliases)
+
+
+def _with_demo_base(settings: Settings) -> Settings:
+    """The same with the demo base in the catalogue, unless a model of its name is there."""
+    from arkor_ray.settings import DEMO_BASE, Settings
+
+    if settings.base_models.named(DEMO_BASE) is not None:
+        return settings
+    models = {**settings.models, DEMO_BASE: str(_demo_base(settings.demo_base_cache))}
+    given = {name: getattr(settings, name) for name in Settings.model_fields}
+    return Settings.load(**{**given, "models": models})
 
 
 def _demo_base(cache_dir: Path) -> Path:

@@ -308,7 +308,6 @@ class AsyncClient:
         return await self.send(calls.health("/readyz"))
 
     async def sign_in(self) -> None:
-        self.session.credential_store.forget(self.base_url)
         await self._drive(self.session.sign_in())
 
     # Sending

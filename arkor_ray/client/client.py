@@ -345,7 +345,6 @@ class Client:
 
     def sign_in(self) -> None:
         """Become a new anonymous identity and store its token, whatever was stored for this service before."""
-        self.session.credential_store.forget(self.base_url)
         self._drive(self.session.sign_in())
 
     # Sending

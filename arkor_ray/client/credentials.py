@@ -8,15 +8,19 @@ beside them, under a name made from this service's URL.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from arkor_ray.client.whole_file import whole_file
 from arkor_ray.errors import InvalidRequestError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "ARKOR_CLOUD_API_URL"
@@ -89,7 +93,11 @@ class CredentialStore:
         return None
 
     def save(self, base_url: str, token: str, *, org_slug: str, anonymous_id: str) -> Credentials:
-        """Store a token in the anonymous form, readable by this user alone."""
+        """Store a token in the anonymous form, readable by this user alone.
+
+        Another that was stored for this URL is kept in a file beside it, and that is logged: nothing tells one service at a
+        URL from the next, and an anonymous user's token is the only way back to what is theirs.
+        """
         stored = _read_object(self.primary)
         beside = self.primary.exists() and (stored is None or not _is_for(stored, base_url))
         path = self._beside(base_url) if beside else self.primary
@@ -100,14 +108,14 @@ class CredentialStore:
             "arkorCloudApiUrl": base_url,
             "orgSlug": org_slug,
         }
+        last = self.load(base_url)
+        if last is not None and last.path == path and last.token != token:
+            kept = path.with_name(f"{path.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
+            with whole_file(kept, 0o600) as file:
+                file.write(path.read_bytes())
+            logger.warning("The token that was stored for %s is kept in %s", base_url, kept)
         _write_object(path, form, mode=0o600)
         return Credentials(token, org_slug, path, beside)
-
-    def forget(self, base_url: str) -> None:
-        """Remove the stored credentials of this service, if any."""
-        stored = self.load(base_url)
-        if stored is not None and stored.path is not None:
-            stored.path.unlink(missing_ok=True)
 
     def _beside(self, base_url: str) -> Path:
         return self.home / f"credentials-{url_key(base_url)}.json"

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 # What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again.
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
+FOLD_MS = 2000
 CONNECT_S = 10  # a PostgreSQL that does not answer at all
 # One whose machine has vanished in the middle of a statement, or while a connection waits in the pool: libpq's words, where the
 # system's defaults are 15 minutes and two hours.
@@ -101,6 +102,22 @@ class Database:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
                 return state
+
+    def fold_journal(self) -> None:
+        """Brings what SQLite keeps beside its file into the file, which can then be copied alone. Nothing elsewhere.
+
+        What another process uses meanwhile stays in the journal, where every process finds it.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return
+        connection = self.engine.raw_connection()
+        try:
+            connection.cursor().execute(f"PRAGMA busy_timeout={FOLD_MS}")
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except DATABASE_AWAY as error:
+            logger.warning("The journal of %s stays beside it: %s", self.url, error)
+        finally:
+            connection.invalidate()  # not back to the pool, with a patience of its own
 
     def close(self) -> None:
         self.engine.dispose()

@@ -11,13 +11,20 @@ import tempfile
 from pathlib import Path
 
 from arkor_ray.errors import InvalidRequestError
+from arkor_ray.schemas.address import check_s3_endpoint
 from arkor_ray.storage.base_files import BaseFiles, base_files
 from arkor_ray.storage.object_store import ObjectStore, open_store
 
 
 def endpoint_url() -> str | None:
-    """Of the S3 service, where it is not AWS."""
-    return os.environ.get("ARKOR_RAY_S3_ENDPOINT_URL") or None
+    """Of the S3 service, where it is not AWS. Raises InvalidRequestError for what is no URL."""
+    url = os.environ.get("ARKOR_RAY_S3_ENDPOINT_URL")
+    if not url:
+        return None
+    try:
+        return check_s3_endpoint(url)
+    except ValueError as error:
+        raise InvalidRequestError(f"ARKOR_RAY_S3_ENDPOINT_URL: {error}", param="ARKOR_RAY_S3_ENDPOINT_URL") from error
 
 
 def folder_url(text: str, *, param: str) -> str:

@@ -20,12 +20,14 @@ class RetryPolicy:
     """Exponential backoff with full jitter.
 
     `budget_seconds` counts from a request's first failure, not from its start, and separately for each part of a long
-    transfer: it is the longest outage that is survived, whatever the size of the object.
+    transfer: it is the longest outage that is survived, whatever the size of the object. `log_level` is that of the lines
+    which say so; the error is raised in any case.
     """
 
     budget_seconds: float = 60.0
     first_delay_seconds: float = 0.1
     longest_delay_seconds: float = 5.0
+    log_level: int = logging.WARNING
 
     def delay_seconds(self, failures: int) -> float:
         """How long to wait after that many failures in a row (1 or more); random, up to twice as long each time."""
@@ -63,7 +65,7 @@ def call_with_retries(
                 raise
             # The first failure is nothing special; a second one may be the start of an outage.
             logger.log(
-                logging.DEBUG if failures == 1 else logging.WARNING,
+                logging.DEBUG if failures == 1 else policy.log_level,
                 "%s failed %d times, next try in %.1f s: %s",
                 what,
                 failures,

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
 from arkor_ray.errors import ObjectNotFoundError, StorageError
+from arkor_ray.schemas.address import check_s3_endpoint
 from arkor_ray.storage.retry import RetryPolicy, call_with_retries
 
 try:
@@ -62,7 +62,7 @@ class S3Requests:
 
     def __init__(self, bucket: str, endpoint_url: str | None, retry: RetryPolicy, connections: int) -> None:
         if endpoint_url is not None:
-            _check_endpoint(endpoint_url)
+            check_s3_endpoint(endpoint_url)
         self.bucket = bucket
         self.endpoint_url = endpoint_url
         self._retry = retry
@@ -160,11 +160,3 @@ def error_code(error: ClientError) -> str:
 
 def error_status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _check_endpoint(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("The S3 endpoint is no URL. Write http://host:port or https://host.")
-    if parts.username or parts.password:
-        raise ValueError("The S3 endpoint must not hold credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")

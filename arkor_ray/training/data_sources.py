@@ -129,7 +129,7 @@ def load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) -> 
         except DatasetError:
             raise
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:
-            if attempt == FETCH_ATTEMPTS or "offline" in str(error).lower():
+            if attempt == FETCH_ATTEMPTS or "offline" in str(error).lower() or _was_tried_long(error):
                 raise DatasetError(f"The Hub cannot be reached for data set {source.name!r}: {_said(error)}") from error
             time.sleep(2 ** (attempt - 1))
         except Exception as error:
@@ -137,6 +137,15 @@ def load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) -> 
                 f"Data set {source.name!r} (split {split!r}) cannot be loaded: {_said(error)}"
             ) from error
     raise AssertionError("unreachable")
+
+
+def _was_tried_long(error: BaseException | None) -> bool:
+    """Whether the Hub's own client has given up, which tries as long as we do: both, one in the other, take minutes."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while error is not None and not isinstance(error, LocalEntryNotFoundError):
+        error = error.__cause__
+    return error is not None
 
 
 @contextmanager

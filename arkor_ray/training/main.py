@@ -67,6 +67,7 @@ def run(job_id: str, attempt: int) -> int:
     from arkor_ray.training.trainer import run_job
 
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what workers print goes into a file, by way of this process
+    logging.getLogger("ray._private.worker").setLevel(logging.WARNING)  # it greets in colours, here too
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=True)
     recorder = start_recorder(job_id, attempt)
 

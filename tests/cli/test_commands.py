@@ -6,6 +6,19 @@ import pytest
 
 from tests.client.fake_service import URL
 
+PREFLIGHT = {
+    "format": "messages",
+    "rows": 480,
+    "rejected_rows": 1,
+    "rejected": [{"row": 7, "reason": "no answer"}],
+    "train_samples": 430,
+    "eval_samples": 49,
+    "template_sha256": "00ff",
+    "max_length": 512,
+    "supervised_share": 0.3412,
+    "length": {"p50": 80, "p90": 300, "p99": 600, "max": 812},
+    "truncated_samples": 12,
+}
 JOB_YAML = "name: run\nmodel: tiny\ndataset: a/b\nmax_steps: 4\n"
 
 
@@ -47,7 +60,7 @@ def test_create_and_follow_shows_the_run_in_plain_lines(run, fake, job_file):
         fake.emit_started,
         lambda job: fake.emit_log(job, 1, evalLoss=1.25),
         lambda job: fake.emit_checkpoint(job, 1),
-        lambda job: fake.emit(job, "dataset.preflight", rows=480),
+        lambda job: fake.emit(job, "dataset.preflight", **PREFLIGHT),
         fake.complete,
     )
     result = run("jobs", "create", "-f", job_file, "--follow")
@@ -56,10 +69,11 @@ def test_create_and_follow_shows_the_run_in_plain_lines(run, fake, job_file):
         "training started: 4 steps",
         "step 1/4  loss 2  eval loss 1.25",
         "checkpoint at step 1 is saved and answers",
-        result.stdout.splitlines()[4],
+        "data: 480 rows, 1 of them rejected; 430 samples to train on, 49 to evaluate; the longest has 812 tokens, 12 are cut "
+        "to 512; the loss looks at 34 % of the tokens",
+        "  row 7: no answer",
         "training completed in 2 s",
     ]
-    assert "dataset.preflight" in result.stdout and "rows=480" in result.stdout
 
 
 def test_following_a_job_that_fails_exits_with_1_and_its_reason(run, fake, job_file):
@@ -181,6 +195,12 @@ def test_chat_with_a_running_job_takes_its_newest_checkpoint(run, fake, job):
     result = run("chat", "--job", job.id, "-m", "hi")
     assert json.loads(result.stdout)[0]["step"] == 4
     assert result.stderr == "checkpoint at step 4\n"
+
+
+def test_an_adapter_that_is_not_there_is_told_before_a_conversation_is_begun(run, fake, job):
+    result = run("chat", "--job", job.id, "--step", 3, input="")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: Job {job.id} has no checkpoint at step 3; it has step 2, step 4, the final one\n"
 
 
 def test_chat_with_a_base_model_and_sampling_options(run, fake, job):

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from arkor_ray.cli.progress import JobProgress, event_line
+from arkor_ray.cli.progress import JobProgress, event_line, preflight_lines
 from arkor_ray.schemas.event import Event
 from arkor_ray.schemas.job import Job
 
@@ -87,3 +87,12 @@ def test_why_a_job_waits_is_a_sentence_in_one_line():
 def test_an_event_in_one_line():
     line = event_line(event(7, "checkpoint.saved", step=4, artifacts=[1, 2], ratio=0.123456789, none=None))
     assert line == "    7  09:30:15  checkpoint.saved     step=4  artifacts=2  ratio=0.1235"
+
+
+def test_data_of_which_nothing_is_left_are_told_with_the_rows_that_were_rejected():
+    report = {"rows": 9, "rejected_rows": 9, "train_samples": 0, "eval_samples": 0, "max_length": 512}
+    report["rejected"] = [{"row": n, "reason": "no answer"} for n in range(1, 10)]
+    assert list(preflight_lines(report)) == [
+        "data: 9 rows, 9 of them rejected; 0 samples to train on",
+        *(f"  row {n}: no answer" for n in (1, 2, 3)),
+    ]

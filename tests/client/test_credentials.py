@@ -7,7 +7,7 @@ import pytest
 
 from arkor_ray.client import Client
 from arkor_ray.client.credentials import CredentialStore, normalise_url, project_slug
-from arkor_ray.errors import AuthenticationError, InvalidRequestError
+from arkor_ray.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
 from tests.client.fake_service import URL
 
 OTHER = "http://other.test"
@@ -121,6 +121,26 @@ def test_sign_in_replaces_a_rejected_token(client, fake, home):
     client.sign_in()
     assert client.list_jobs() == []
     assert json.loads((home / "credentials.json").read_text())["token"] == "token-1"
+
+
+def test_the_token_that_a_sign_in_replaces_is_kept(client, home, caplog):
+    client.list_jobs()
+    client.sign_in()
+    (kept,) = home.glob("credentials.json.*")
+    assert json.loads(kept.read_text())["token"] == "token-1"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert CredentialStore(home).load(URL).token == client.session.token == "token-2"
+    assert f"is kept in {kept}" in caplog.text
+    CredentialStore(home).save(URL, "token-2", org_slug="anon-2", anonymous_id="a")
+    assert list(home.glob("credentials.json.*")) == [kept]
+
+
+def test_a_sign_in_that_fails_leaves_what_is_stored(client, fake, home):
+    client.list_jobs()
+    fake.refuse("/auth/anonymous", 403, code="forbidden")
+    with pytest.raises(PermissionDeniedError):
+        client.sign_in()
+    assert CredentialStore(home).load(URL).token == "token-1"
 
 
 def test_the_url_comes_from_the_argument_then_the_variable_then_the_file_then_this_machine(home, monkeypatch):

@@ -70,3 +70,29 @@ def test_errors_of_the_database_do_not_show_what_was_to_be_stored(db: Database) 
     with pytest.raises(SQLAlchemyError) as raised, db.write() as session:
         session.execute(text("INSERT INTO nosuch (token) VALUES (:token)"), {"token": "hf_secret"})
     assert "nosuch" in str(raised.value) and "hf_secret" not in str(raised.value)
+
+
+def test_a_file_with_its_journal_folded_in_can_be_copied_alone(tmp_path) -> None:
+    url = f"sqlite:///{tmp_path / 'service.db'}"
+    killed = Database(url)  # its connections stay open, as those of a process that was killed
+    killed.migrate()
+    with killed.write() as session:
+        session.add(OrgRow(slug="a", name="A"))
+    journal = tmp_path / "service.db-wal"
+    assert journal.stat().st_size
+    Database(url).fold_journal()
+    assert journal.stat().st_size == 0
+    (tmp_path / "copy.db").write_bytes((tmp_path / "service.db").read_bytes())
+    assert slugs(Database(f"sqlite:///{tmp_path / 'copy.db'}")) == ["a"]
+
+
+def test_a_journal_that_somebody_reads_is_left_to_them(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("arkor_ray.db.session.FOLD_MS", 10)
+    db = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    db.migrate()
+    with db.read() as session:
+        session.execute(select(OrgRow)).all()
+        with db.write() as other:
+            other.add(OrgRow(slug="a", name="A"))
+        db.fold_journal()
+    assert slugs(db) == ["a"]

@@ -31,3 +31,11 @@ def test_a_file_is_its_folder_and_its_name(tmp_path):
 def test_what_names_no_file_is_refused(text):
     with pytest.raises(InvalidRequestError, match="names no file"):
         open_file(text, param="--output")
+
+
+def test_an_endpoint_that_is_no_url_is_refused_by_its_variable(monkeypatch):
+    monkeypatch.setenv("ARKOR_RAY_S3_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(
+        InvalidRequestError, match=r"ARKOR_RAY_S3_ENDPOINT_URL: '127.0.0.1:9000' must begin with http://"
+    ):
+        open_file("s3://bucket/a/out.jsonl", param="--output")

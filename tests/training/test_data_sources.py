@@ -232,3 +232,19 @@ def test_an_unknown_dataset_is_the_users_error(monkeypatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset_builder", missing)
     with pytest.raises(DatasetError, match="doesn't exist"):
         load_from_hub(HuggingFaceSource(type="huggingface", name="a/b"), hub_config(), DatasetPolicy())
+
+
+def test_a_hub_that_its_own_client_has_given_up_on_is_not_tried_again(monkeypatch) -> None:
+    import datasets
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def unreachable(name, subset):
+        asked.append(name)
+        raise ConnectionError("Couldn't reach 'a/b' on the Hub") from LocalEntryNotFoundError("after 5 tries")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+    with pytest.raises(DatasetError, match="The Hub cannot be reached"):
+        load_from_hub(HuggingFaceSource(type="huggingface", name="a/b"), hub_config(), DatasetPolicy())
+    assert asked == ["a/b"]
