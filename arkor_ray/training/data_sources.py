@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from arkor_ray.errors import DatasetError, ObjectNotFoundError
 from arkor_ray.schemas.base import without_url_secrets
 from arkor_ray.schemas.dataset import BlobSource, HuggingFaceSource
@@ -111,6 +109,7 @@ def load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) -> 
     if not HUB_ID.fullmatch(source.name) or Path(source.name).exists():
         raise DatasetError(f"{source.name!r} is no data set name of the Hub; write owner/name.")
     import datasets
+    from huggingface_hub.utils import httpx  # the one whose errors it raises
 
     for attempt in range(1, FETCH_ATTEMPTS + 1):
         try:

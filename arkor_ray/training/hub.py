@@ -31,9 +31,9 @@ def push_folder(
     Raises InvalidRequestError for a bad name, AuthenticationError without a token that may write there, and
     ServiceUnavailableError when the Hub is out of reach.
     """
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # the one whose errors it raises
 
     check(repo, token)
     api = HfApi(token=token)

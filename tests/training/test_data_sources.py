@@ -248,3 +248,20 @@ def test_a_hub_that_its_own_client_has_given_up_on_is_not_tried_again(monkeypatc
     with pytest.raises(DatasetError, match="The Hub cannot be reached"):
         load_from_hub(HuggingFaceSource(type="huggingface", name="a/b"), hub_config(), DatasetPolicy())
     assert asked == ["a/b"]
+
+
+def test_a_connection_to_the_hub_that_breaks_is_tried_again(monkeypatch) -> None:
+    import datasets
+    from huggingface_hub.utils import httpx
+
+    asked = []
+
+    def broken(name, subset):
+        asked.append(name)
+        raise httpx.ReadError("connection reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", broken)
+    monkeypatch.setattr(data_sources, "time", SimpleNamespace(sleep=lambda seconds: None))
+    with pytest.raises(DatasetError, match=r"The Hub cannot be reached for data set 'a/b': .*reset by peer"):
+        load_from_hub(HuggingFaceSource(type="huggingface", name="a/b"), hub_config(), DatasetPolicy())
+    assert len(asked) == data_sources.FETCH_ATTEMPTS

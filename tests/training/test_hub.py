@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from arkor_ray.errors import AuthenticationError, ConflictError, InvalidRequestError
+from arkor_ray.errors import AuthenticationError, ConflictError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.training import hub
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +163,12 @@ def test_what_the_hub_refuses_is_told_without_the_token(here, adapter, status, e
     with pytest.raises(error, match=sentence) as raised:
         push(adapter)
     assert "hf_secret" not in str(raised.value)
+
+
+def test_a_hub_that_refuses_connections_is_told_as_away(here, adapter):
+    here.server_close()
+    with pytest.raises(ServiceUnavailableError, match="The Hub cannot be reached for owner/triage: "):
+        push(adapter)
 
 
 def test_what_could_not_be_pushed_is_told_before_the_work():
