@@ -4,7 +4,8 @@
     python cluster/local_nodes.py down                           the same from another terminal
 
 Each node has a loopback address of its own, 127.0.0.2 and up, which Linux has by itself. They share this machine's disk, so the
-service on them may keep its SQLite database and local directory; ARKOR_RAY_* of the environment reach every node.
+service on them may keep its SQLite database and local directory, and has the demo base model; ARKOR_RAY_* of the environment
+reach every node. When a node ends, by itself or by your hand, the others go on, as long as the head is among them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -134,6 +136,7 @@ def running_nodes(
 def _environment(directory: Path, *, with_roles: bool) -> dict[str, str]:
     """What the nodes and everybody who joins them have in common."""
     return {
+        **{name: value for name, value in os.environ.items() if name.startswith("ARKOR_RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -144,11 +147,11 @@ def _environment(directory: Path, *, with_roles: bool) -> dict[str, str]:
 
 
 def _write_environment(directory: Path, environment: dict[str, str]) -> Path:
-    """A file to source, readable for its owner only, since it holds the token."""
+    """A file to source, readable for its owner only, since it holds the token and perhaps the database's password."""
     path = directory / "environment"
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
-    path.write_text("".join(f"{name}='{value}'\n" for name, value in environment.items()))
+    path.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
     return path
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,10 +48,7 @@ def test_the_token_is_new_each_time_and_for_its_owner_alone(local_nodes, tmp_pat
     assert first["RAY_AUTH_MODE"] == "token"
     file = local_nodes._write_environment(tmp_path, first)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    sourced = subprocess.run(
-        ["bash", "-c", f"set -a; . {file}; env"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
-    )
-    assert {f"{name}={value}" for name, value in first.items()} <= set(sourced.stdout.splitlines())
+    assert first.items() <= sourced_environment(file).items()
 
 
 def test_a_node_that_does_not_start_is_told_with_what_it_said_and_nothing_is_left(local_nodes, tmp_path, monkeypatch):
@@ -76,6 +74,23 @@ def test_every_node_is_ended_also_one_that_ignores_it(local_nodes, tmp_path, mon
     with local_nodes.running_nodes(tmp_path, nodes, 7000, {}) as processes:
         assert all(process.poll() is None for process in processes)
     assert [process.wait(10) for process in processes] == [-15, -9]
+
+
+def test_a_fresh_terminal_gets_every_setting_that_the_nodes_were_started_with(local_nodes, tmp_path, monkeypatch):
+    settings = {"ARKOR_RAY_DATABASE_URL": "postgresql://me:it's a $secret@host/db", "ARKOR_RAY_NODE_ROLES": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    file = local_nodes._write_environment(tmp_path, local_nodes._environment(tmp_path, with_roles=False))
+    sourced = sourced_environment(file)
+    assert sourced["ARKOR_RAY_DATABASE_URL"] == settings["ARKOR_RAY_DATABASE_URL"]
+    assert sourced["ARKOR_RAY_NODE_ROLES"] == "0", "what the command line says goes before it"
+
+
+def sourced_environment(file: Path) -> dict[str, str]:
+    """The variables of a new shell that has read the file."""
+    command = ["bash", "-c", f"set -a; . {file}; env"]
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
+    return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
