@@ -4,8 +4,7 @@
     python cluster/local_nodes.py down                           the same from another terminal
 
 Each node has a loopback address of its own, 127.0.0.2 and up, which Linux has by itself. They share this machine's disk, so the
-service on them may keep its SQLite database and local directory, and has the demo base model; ARKOR_RAY_* of the environment
-reach every node. When a node ends, by itself or by your hand, the others go on, as long as the head is among them.
+service on them may keep its SQLite database and local directory; ARKOR_RAY_* of the environment reach every node. When a node ends, by itself or by your hand, the others go on, as long as the head is among them.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from arkor_ray.settings import Settings
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 DIRECTORY = Path(".arkor-ray-nodes")
+ENVIRONMENT = "environment"
 
 
 def main() -> int:
@@ -73,19 +73,24 @@ class Node:
 
 
 def up(directory: Path, nodes: list[Node], port: int) -> None:
-    """Starts the nodes and stays until a signal ends it. Raises ServiceUnavailableError when a node does not start."""
+    """Starts the nodes and stays until a signal ends it.
+
+    Raises ServiceUnavailableError when a node does not start, or when the head ends by itself.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with Instance(directory):
         environment = _environment(directory, with_roles=nodes[0].role is not None)
-        Settings.load(data_dir=environment["ARKOR_RAY_DATA_DIR"])  # what is wrong is said here, not by every node
+        # What is wrong with them is said here, not by every node.
+        Settings.load(data_dir=environment["ARKOR_RAY_DATA_DIR"])
         with running_nodes(directory, nodes, port, environment) as processes:
             print(f"{len(nodes)} nodes run, {nodes[0].address} to {nodes[-1].address}. The service on them:\n")
             file = _write_environment(directory, environment)
-            print(f"  (set -a; . {file}; arkor-ray up --ray-address {nodes[0].address}:{port})\n", flush=True)
-            while all(process.poll() is None for process in processes):
-                time.sleep(0.5)
-            raise ServiceUnavailableError(f"A node has ended by itself; its log is in {directory}")
+            print(
+                f"  (set -a; . {shlex.quote(str(file))}; arkor-ray up --ray-address {nodes[0].address}:{port})\n",
+                flush=True,
+            )
+            _watch(directory, dict(zip(nodes, processes, strict=True)))
 
 
 def down(directory: Path) -> None:
@@ -107,6 +112,31 @@ def down(directory: Path) -> None:
     print("The nodes have stopped")
 
 
+def _watch(directory: Path, running: dict[Node, subprocess.Popen[bytes]]) -> None:
+    """Says which node ends by itself. Raises ServiceUnavailableError when it is the head, without which there is no cluster."""
+    head = next(iter(running))
+    while True:
+        for node, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[node]
+            said = f"{node.address} has ended ({_ending(process.returncode)}); its log is {_log(directory, node)}"
+            if node is head:
+                raise ServiceUnavailableError(f"The head {said}. The other nodes end with it")
+            print(f"Node {said}. The others go on. The same node once more, in another terminal:\n")
+            file = shlex.quote(str(directory / ENVIRONMENT))
+            print(f"  (set -a; . {file}; {shlex.join(process.args)})\n", flush=True)
+        time.sleep(0.5)
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _log(directory: Path, node: Node) -> Path:
+    return directory / f"{node.address}.log"
+
+
 @contextlib.contextmanager
 def running_nodes(
     directory: Path, nodes: list[Node], port: int, environment: dict[str, str]
@@ -118,7 +148,7 @@ def running_nodes(
     try:
         for node in nodes:
             command = _start_command(node, f"{nodes[0].address}:{port}", temp_dir / node.address, head=node is nodes[0])
-            log = directory / f"{node.address}.log"
+            log = _log(directory, node)
             processes.append(_start(command, log, environment))
             _await_start(processes[-1], log)
         yield processes
@@ -135,20 +165,21 @@ def running_nodes(
 
 def _environment(directory: Path, *, with_roles: bool) -> dict[str, str]:
     """What the nodes and everybody who joins them have in common."""
+    data_dir = Path(os.environ.get("ARKOR_RAY_DATA_DIR") or directory / "service")
     return {
         **{name: value for name, value in os.environ.items() if name.startswith("ARKOR_RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing to drain: all state is in the database and storage
-        "ARKOR_RAY_DATA_DIR": os.environ.get("ARKOR_RAY_DATA_DIR", str(directory / "service")),
+        "ARKOR_RAY_DATA_DIR": str(data_dir.expanduser().absolute()),
         "ARKOR_RAY_NODE_ROLES": str(int(with_roles)),
     }
 
 
 def _write_environment(directory: Path, environment: dict[str, str]) -> Path:
     """A file to source, readable for its owner only, since it holds the token and perhaps the database's password."""
-    path = directory / "environment"
+    path = directory / ENVIRONMENT
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))

@@ -93,6 +93,35 @@ def sourced_environment(file: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
 
+class FakeProcess:
+    """Of a node; runs until it is told otherwise."""
+
+    args = ("ray", "start", "--temp-dir=/tmp/a b")
+    returncode: int | None = None
+
+    def end(self, code: int) -> None:
+        self.returncode = code
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+
+def test_the_others_go_on_when_a_node_ends_and_end_with_the_head(local_nodes, tmp_path, monkeypatch, capsys):
+    running = {local_nodes.Node(f"127.0.0.{i}", 1): FakeProcess() for i in (2, 3, 4)}
+    head, first, second = running.values()
+    story = iter([lambda: first.end(1), lambda: None, lambda: second.end(-9), lambda: head.end(-15)])
+    monkeypatch.setattr(local_nodes.time, "sleep", lambda seconds: next(story)())
+    with pytest.raises(
+        ServiceUnavailableError, match=r"The head 127\.0\.0\.2 has ended \(signal SIGTERM\); its log is"
+    ):
+        local_nodes._watch(tmp_path, running)
+    told = capsys.readouterr().out
+    assert told.count("has ended") == 2
+    assert f"Node 127.0.0.3 has ended (exit code 1); its log is {tmp_path}/127.0.0.3.log" in told
+    assert f"(set -a; . {tmp_path}/environment; ray start '--temp-dir=/tmp/a b')" in told
+    assert "Node 127.0.0.4 has ended (signal SIGKILL)" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [(["up", "--num-nodes", "1"], "--num-nodes must be 2"), (["up", "--num-nodes", "3", "--roles"], "must be 4")],
