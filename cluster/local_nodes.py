@@ -4,7 +4,8 @@
     python cluster/local_nodes.py down                           the same from another terminal
 
 Each node has a loopback address of its own, 127.0.0.2 and up, which Linux has by itself. They share this machine's disk, so the
-service on them may keep its SQLite database and local directory; ARKOR_RAY_* of the environment reach every node. When a node ends, by itself or by your hand, the others go on, as long as the head is among them.
+service on them may keep its SQLite database and local directory, and has the demo base model; ARKOR_RAY_* of the environment
+reach every node. When a node ends, by itself or by your hand, the others go on, as long as the head is among them.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from arkor_ray.demo.base_model import ensure_demo_base, find_demo_base
 from arkor_ray.embedded import Instance, die_with_parent, free_ports, kill_processes_of, read_instance
 from arkor_ray.errors import ArkorError, ConflictError, ServiceUnavailableError
 from arkor_ray.placement import ROLE_LABEL
-from arkor_ray.settings import Settings
+from arkor_ray.settings import DEMO_BASE, Settings
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
@@ -41,6 +43,7 @@ def main() -> int:
     parser.add_argument("--num-nodes", type=int, default=3, help="The head, which does no work, among them.")
     parser.add_argument("--cpus", type=int, default=2, help="Logical CPUs of each node but the head.")
     parser.add_argument("--roles", action="store_true", help="The last node serves, the second is for the API.")
+    parser.add_argument("--no-demo-model", action="store_true", help="The service has no base model if none is given.")
     parser.add_argument("--port", type=int, default=0, help="Of the head's GCS; 0 takes a free one.")
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help="Logs, the token, and the service's data.")
     args = parser.parse_args()
@@ -54,7 +57,7 @@ def main() -> int:
         if args.command == "down":
             down(directory)
         else:
-            up(directory, nodes, args.port or free_ports(1)[0])
+            up(directory, nodes, args.port or free_ports(1)[0], demo_model=not args.no_demo_model)
     except KeyboardInterrupt:
         print("The nodes have stopped", flush=True)
     except ArkorError as error:
@@ -72,17 +75,19 @@ class Node:
     role: str | None = None
 
 
-def up(directory: Path, nodes: list[Node], port: int) -> None:
+def up(directory: Path, nodes: list[Node], port: int, *, demo_model: bool = True) -> None:
     """Starts the nodes and stays until a signal ends it.
 
-    Raises ServiceUnavailableError when a node does not start, or when the head ends by itself.
+    `demo_model`: where the environment names no base models, the service gets that of the demo. Raises
+    ServiceUnavailableError when a node does not start, or when the head ends by itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with Instance(directory):
         environment = _environment(directory, with_roles=nodes[0].role is not None)
         # What is wrong with them is said here, not by every node.
-        Settings.load(data_dir=environment["ARKOR_RAY_DATA_DIR"])
+        settings = Settings.load(data_dir=environment["ARKOR_RAY_DATA_DIR"])
+        environment |= _demo_model(settings) if demo_model else {}
         with running_nodes(directory, nodes, port, environment) as processes:
             print(f"{len(nodes)} nodes run, {nodes[0].address} to {nodes[-1].address}. The service on them:\n")
             file = _write_environment(directory, environment)
@@ -135,6 +140,21 @@ def _ending(code: int) -> str:
 
 def _log(directory: Path, node: Node) -> Path:
     return directory / f"{node.address}.log"
+
+
+def _demo_model(settings: Settings) -> dict[str, str]:
+    """ARKOR_RAY_MODELS with the demo's base model, where nobody names others; made first if need be.
+
+    It is on this machine's disk and so on every node.
+    """
+    if settings.models or settings.catalogue.models:
+        return {}
+    cache = settings.demo_base_cache
+    if find_demo_base(cache) is None:
+        print("Making the demo base model, the first time only; --no-demo-model goes without it", flush=True)
+    folder = ensure_demo_base(cache)
+    print(f"The service gets the base model {DEMO_BASE}, since ARKOR_RAY_MODELS names none", flush=True)
+    return {"ARKOR_RAY_MODELS": f"{DEMO_BASE}={folder}"}
 
 
 @contextlib.contextmanager

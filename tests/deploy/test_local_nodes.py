@@ -13,6 +13,7 @@ import pytest
 
 from arkor_ray.embedded import Instance
 from arkor_ray.errors import ServiceUnavailableError
+from arkor_ray.settings import Settings
 from tests.deploy.files import CLUSTER
 
 
@@ -120,6 +121,21 @@ def test_the_others_go_on_when_a_node_ends_and_end_with_the_head(local_nodes, tm
     assert f"Node 127.0.0.3 has ended (exit code 1); its log is {tmp_path}/127.0.0.3.log" in told
     assert f"(set -a; . {tmp_path}/environment; ray start '--temp-dir=/tmp/a b')" in told
     assert "Node 127.0.0.4 has ended (signal SIGKILL)" in told
+
+
+def test_the_service_gets_the_demo_base_model_where_nobody_names_others(local_nodes, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "demo-base"
+    monkeypatch.setattr(local_nodes, "find_demo_base", lambda cache: folder if folder.exists() else None)
+    monkeypatch.setattr(local_nodes, "ensure_demo_base", lambda cache: folder.mkdir(exist_ok=True) or folder)
+    monkeypatch.delenv("ARKOR_RAY_CATALOGUE", raising=False)
+    monkeypatch.setenv("ARKOR_RAY_MODELS", "")
+    for made_before in (False, True):
+        assert local_nodes._demo_model(Settings.load()) == {"ARKOR_RAY_MODELS": f"arkor-ray/demo-base={folder}"}
+        told = capsys.readouterr().out
+        assert ("Making the demo base model" in told) is not made_before
+        assert "The service gets the base model arkor-ray/demo-base" in told
+    monkeypatch.setenv("ARKOR_RAY_MODELS", "house=owner/base")
+    assert local_nodes._demo_model(Settings.load()) == {}
 
 
 @pytest.mark.parametrize(

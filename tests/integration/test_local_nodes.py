@@ -32,7 +32,7 @@ def test_nodes_start_with_roles_and_end_with_all_they_started(tmp_path):
     call = [sys.executable, str(SCRIPT)]
     with log.open("wb") as output:
         up = subprocess.Popen(
-            [*call, "up", "--num-nodes=4", "--cpus=1", "--roles", f"--directory={directory}"],
+            [*call, "up", "--num-nodes=4", "--cpus=1", "--roles", "--no-demo-model", f"--directory={directory}"],
             env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
