@@ -49,7 +49,7 @@ def test_a_cluster_without_base_models_is_warned_of(variables, warned, tmp_path,
     monkeypatch.setattr(service, "check_reachable", lambda settings: None)
     monkeypatch.setattr(up, "_serve", lambda settings: None)
     monkeypatch.setattr(up, "_stop_on_signals", lambda: None)
-    up.up(data_dir=tmp_path, ray_address="127.0.0.2:6379")
+    up.up(port=0, data_dir=tmp_path, ray_address="127.0.0.2:6379")
     told = capsys.readouterr()
     assert "arkor-ray is ready at" in told.out
     assert ("set ARKOR_RAY_MODELS on every node" in told.err) is warned
