@@ -43,8 +43,9 @@ def check_ray(address: str, answer: Mapping[str, Any]) -> Iterator[Finding]:
         remedy = "set them to postgresql://… and s3://BUCKET/PREFIX, and ARKOR_RAY_CLUSTER=1"
         if all(is_loopback(node["address"]) for node in nodes):
             yield warning(
-                NAME, f"{places}: all nodes are on this machine, and only such nodes reach a place on it", remedy
-            )
+                NAME, f"{places}: all nodes are on this machine, and only such nodes reach a place on it",
+                f"for nodes on several machines {remedy}",
+            )  # fmt: skip
         else:
             yield fail(NAME, f"{places}: the other nodes cannot reach a place on one of them", remedy)
     good = [node for node in nodes if "error" not in node]
