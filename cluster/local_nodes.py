@@ -4,7 +4,8 @@
     python cluster/local_nodes.py down                           the same from another terminal
 
 Each node has a loopback address of its own, 127.0.0.2 and up, which Linux has by itself. They share this machine's disk, so the
-service on them may keep its SQLite database and local directory; ARKOR_RAY_* of the environment reach every node.
+service on them may keep its SQLite database and local directory, and has the demo base model; ARKOR_RAY_* of the environment
+reach every node. When a node ends, by itself or by your hand, the others go on, as long as the head is among them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,14 +25,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from arkor_ray.demo.base_model import ensure_demo_base, find_demo_base
 from arkor_ray.embedded import Instance, die_with_parent, free_ports, kill_processes_of, read_instance
 from arkor_ray.errors import ArkorError, ConflictError, ServiceUnavailableError
 from arkor_ray.placement import ROLE_LABEL
-from arkor_ray.settings import Settings
+from arkor_ray.settings import DEMO_BASE, Settings
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 DIRECTORY = Path(".arkor-ray-nodes")
+ENVIRONMENT = "environment"
 
 
 def main() -> int:
@@ -39,6 +43,7 @@ def main() -> int:
     parser.add_argument("--num-nodes", type=int, default=3, help="The head, which does no work, among them.")
     parser.add_argument("--cpus", type=int, default=2, help="Logical CPUs of each node but the head.")
     parser.add_argument("--roles", action="store_true", help="The last node serves, the second is for the API.")
+    parser.add_argument("--no-demo-model", action="store_true", help="The service has no base model if none is given.")
     parser.add_argument("--port", type=int, default=0, help="Of the head's GCS; 0 takes a free one.")
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help="Logs, the token, and the service's data.")
     args = parser.parse_args()
@@ -52,7 +57,7 @@ def main() -> int:
         if args.command == "down":
             down(directory)
         else:
-            up(directory, nodes, args.port or free_ports(1)[0])
+            up(directory, nodes, args.port or free_ports(1)[0], demo_model=not args.no_demo_model)
     except KeyboardInterrupt:
         print("The nodes have stopped", flush=True)
     except ArkorError as error:
@@ -70,20 +75,27 @@ class Node:
     role: str | None = None
 
 
-def up(directory: Path, nodes: list[Node], port: int) -> None:
-    """Starts the nodes and stays until a signal ends it. Raises ServiceUnavailableError when a node does not start."""
+def up(directory: Path, nodes: list[Node], port: int, *, demo_model: bool = True) -> None:
+    """Starts the nodes and stays until a signal ends it.
+
+    `demo_model`: where the environment names no base models, the service gets that of the demo. Raises
+    ServiceUnavailableError when a node does not start, or when the head ends by itself.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with Instance(directory):
         environment = _environment(directory, with_roles=nodes[0].role is not None)
-        Settings.load(data_dir=environment["ARKOR_RAY_DATA_DIR"])  # what is wrong is said here, not by every node
+        # What is wrong with them is said here, not by every node.
+        settings = Settings.load(data_dir=environment["ARKOR_RAY_DATA_DIR"])
+        environment |= _demo_model(settings) if demo_model else {}
         with running_nodes(directory, nodes, port, environment) as processes:
             print(f"{len(nodes)} nodes run, {nodes[0].address} to {nodes[-1].address}. The service on them:\n")
             file = _write_environment(directory, environment)
-            print(f"  (set -a; . {file}; arkor-ray up --ray-address {nodes[0].address}:{port})\n", flush=True)
-            while all(process.poll() is None for process in processes):
-                time.sleep(0.5)
-            raise ServiceUnavailableError(f"A node has ended by itself; its log is in {directory}")
+            print(
+                f"  (set -a; . {shlex.quote(str(file))}; arkor-ray up --ray-address {nodes[0].address}:{port})\n",
+                flush=True,
+            )
+            _watch(directory, dict(zip(nodes, processes, strict=True)))
 
 
 def down(directory: Path) -> None:
@@ -105,6 +117,46 @@ def down(directory: Path) -> None:
     print("The nodes have stopped")
 
 
+def _watch(directory: Path, running: dict[Node, subprocess.Popen[bytes]]) -> None:
+    """Says which node ends by itself. Raises ServiceUnavailableError when it is the head, without which there is no cluster."""
+    head = next(iter(running))
+    while True:
+        for node, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[node]
+            said = f"{node.address} has ended ({_ending(process.returncode)}); its log is {_log(directory, node)}"
+            if node is head:
+                raise ServiceUnavailableError(f"The head {said}. The other nodes end with it")
+            print(f"Node {said}. The others go on. The same node once more, in another terminal:\n")
+            file = shlex.quote(str(directory / ENVIRONMENT))
+            print(f"  (set -a; . {file}; {shlex.join(process.args)})\n", flush=True)
+        time.sleep(0.5)
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _log(directory: Path, node: Node) -> Path:
+    return directory / f"{node.address}.log"
+
+
+def _demo_model(settings: Settings) -> dict[str, str]:
+    """ARKOR_RAY_MODELS with the demo's base model, where nobody names others; made first if need be.
+
+    It is on this machine's disk and so on every node.
+    """
+    if settings.models or settings.catalogue.models:
+        return {}
+    cache = settings.demo_base_cache
+    if find_demo_base(cache) is None:
+        print("Making the demo base model, the first time only; --no-demo-model goes without it", flush=True)
+    folder = ensure_demo_base(cache)
+    print(f"The service gets the base model {DEMO_BASE}, since ARKOR_RAY_MODELS names none", flush=True)
+    return {"ARKOR_RAY_MODELS": f"{DEMO_BASE}={folder}"}
+
+
 @contextlib.contextmanager
 def running_nodes(
     directory: Path, nodes: list[Node], port: int, environment: dict[str, str]
@@ -116,7 +168,7 @@ def running_nodes(
     try:
         for node in nodes:
             command = _start_command(node, f"{nodes[0].address}:{port}", temp_dir / node.address, head=node is nodes[0])
-            log = directory / f"{node.address}.log"
+            log = _log(directory, node)
             processes.append(_start(command, log, environment))
             _await_start(processes[-1], log)
         yield processes
@@ -133,22 +185,24 @@ def running_nodes(
 
 def _environment(directory: Path, *, with_roles: bool) -> dict[str, str]:
     """What the nodes and everybody who joins them have in common."""
+    data_dir = Path(os.environ.get("ARKOR_RAY_DATA_DIR") or directory / "service")
     return {
+        **{name: value for name, value in os.environ.items() if name.startswith("ARKOR_RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing to drain: all state is in the database and storage
-        "ARKOR_RAY_DATA_DIR": os.environ.get("ARKOR_RAY_DATA_DIR", str(directory / "service")),
+        "ARKOR_RAY_DATA_DIR": str(data_dir.expanduser().absolute()),
         "ARKOR_RAY_NODE_ROLES": str(int(with_roles)),
     }
 
 
 def _write_environment(directory: Path, environment: dict[str, str]) -> Path:
-    """A file to source, readable for its owner only, since it holds the token."""
-    path = directory / "environment"
+    """A file to source, readable for its owner only, since it holds the token and perhaps the database's password."""
+    path = directory / ENVIRONMENT
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
-    path.write_text("".join(f"{name}='{value}'\n" for name, value in environment.items()))
+    path.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
     return path
 
 

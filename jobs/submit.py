@@ -5,15 +5,30 @@ python jobs/submit.py jobs/examples/triage.yaml "Where is my parcel? I ordered i
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 from arkor_ray.client.job_file import load_job_file
 from arkor_ray.client.trainer import Trainer
+from arkor_ray.errors import ArkorError
 
 QUESTION = "Where is my parcel? I ordered it three weeks ago."
 
 
-def main(path: str, question: str = QUESTION) -> int:
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path, help="a YAML job file; its data set may be a file, relative to it")
+    parser.add_argument("question", nargs="?", default=QUESTION, help="what every checkpoint is asked")
+    args = parser.parse_args(argv)
+    try:
+        return run(args.job, args.question)
+    except ArkorError as error:
+        print(f"submit: {error.message}", file=sys.stderr)
+        return 1
+
+
+def run(path: Path, question: str) -> int:
     def on_log(entry):
         if entry.loss is not None:
             print(f"step {entry.step}: loss {entry.loss:.3f}")
@@ -29,4 +44,4 @@ def main(path: str, question: str = QUESTION) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))
+    raise SystemExit(main())

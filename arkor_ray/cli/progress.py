@@ -19,15 +19,21 @@ PREFLIGHT = "dataset.preflight"
 _SHOWN_REJECTIONS = 3
 _LINES_PER_RUN = 20  # how many steps of a run a log shows at most, where the run's length is known
 
+# Of events that carry a whole report, what there is room for in a line; of those that wait, a sentence that has the rest in it.
+_SHOWN = {
+    "dataset.preflight": ("format", "rows", "rejected_rows", "train_samples", "eval_samples", "tokens"),
+    STARTED: ("model", "total_steps", "train_samples", "num_workers", "device", "precision"),
+    **dict.fromkeys(WAITING, ("reason",)),
+}
+
 
 def event_line(event: Event) -> str:
-    """One event in one line: number, time, type, and its fields."""
-    fields = {k: v for k, v in event.data.items() if k not in ("type", "jobId", "timestamp") and v is not None}
-    if event.type in WAITING:  # a sentence that has the other fields in it
-        fields = {"reason": fields.get("reason")}
-    if "artifacts" in fields:
-        fields["artifacts"] = len(fields["artifacts"])
-    said = "  ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in fields.items())
+    """One event in one line: number, time, type, and its fields, with those of objects in it; of lists how long they are."""
+    fields: dict[str, Any] = {}
+    for key, value in event.data.items():
+        fields |= value if isinstance(value, dict) else {key: value}
+    shown = _SHOWN.get(event.type) or [key for key in fields if key not in ("type", "jobId", "timestamp")]
+    said = "  ".join(f"{key}={_short(fields[key])}" for key in shown if fields.get(key) is not None)
     return f"{event.id:>5}  {str(event.data.get('timestamp', ''))[11:19]}  {event.type:<20} {said}".rstrip()
 
 
@@ -125,3 +131,9 @@ class JobProgress:
 
 def _int(value: Any) -> int | None:
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return number(value)
+    return len(value) if isinstance(value, list) else value

@@ -66,6 +66,11 @@ def up(
             with LocalRay(settings, address=ray_address) as local_ray:
                 _stop_on_signals()  # again: connecting to Ray has put handlers of its own in their place
                 settings = local_ray.settings
+                if not (settings.models or settings.catalogue.models or settings.models_allow_local_paths):
+                    print(
+                        "warning: no base model for any job; set ARKOR_RAY_MODELS on every node and here",
+                        file=sys.stderr,
+                    )
                 _serve(settings)
                 instance.announce(settings.api_url, metrics_url=local_ray.metrics_url)
                 print(f"arkor-ray is ready at {settings.api_url}", flush=True)

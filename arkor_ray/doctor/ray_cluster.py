@@ -9,6 +9,7 @@ from typing import Any
 from arkor_ray.doctor.children import Said, ask_module
 from arkor_ray.doctor.clocks import Skew, check_clocks
 from arkor_ray.doctor.findings import Finding, fail, ok, warning
+from arkor_ray.schemas.address import is_loopback
 
 NAME = "ray"
 NODE_LIMIT_S = 40.0
@@ -38,10 +39,15 @@ def check_ray(address: str, answer: Mapping[str, Any]) -> Iterator[Finding]:
     said = f"Ray {answer['ray']} at {address}: {len(nodes)} nodes, {answer['cpus']:g} CPUs, {gpus:g} GPUs"
     yield ok(NAME, said)
     if len(nodes) > 1 and answer["of_one_machine"]:
-        yield fail(
-            NAME, f"{' and '.join(answer['of_one_machine'])}: the other nodes cannot reach a place on one of them",
-            "set them to postgresql://… and s3://BUCKET/PREFIX, and ARKOR_RAY_CLUSTER=1",
-        )  # fmt: skip
+        places = " and ".join(answer["of_one_machine"])
+        remedy = "set them to postgresql://… and s3://BUCKET/PREFIX, and ARKOR_RAY_CLUSTER=1"
+        if all(is_loopback(node["address"]) for node in nodes):
+            yield warning(
+                NAME, f"{places}: all nodes are on this machine, and only such nodes reach a place on it",
+                f"for nodes on several machines {remedy}",
+            )  # fmt: skip
+        else:
+            yield fail(NAME, f"{places}: the other nodes cannot reach a place on one of them", remedy)
     good = [node for node in nodes if "error" not in node]
     for node in nodes:
         yield from _check_node(node, answer)

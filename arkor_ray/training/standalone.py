@@ -8,13 +8,16 @@ its newest checkpoint, and one that asks for something else is refused.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -104,9 +107,7 @@ def check_same_job(spec: JobSpec) -> None:
         store.put(key, json.dumps(mine, indent=1).encode(), if_absent=True)
     except ObjectExistsError:
         before = json.loads(store.get(key))
-        changed = [
-            f"{name} is {mine[name]!r}, was {before.get(name)!r}" for name in mine if mine[name] != before.get(name)
-        ]
+        changed = [_difference(name, mine[name], before.get(name)) for name in mine if mine[name] != before.get(name)]
         if not changed:
             return
         if any(store.list(layout.job_adapters_prefix(spec.job_id) + "step-")):
@@ -268,5 +269,29 @@ def _lasting(spec: JobSpec) -> dict[str, Any]:
     config = spec.config
     kept = config.model_dump(mode="json", exclude=_FREE)
     kept["dataset_source"].pop("token", None)
+    if (url := urlsplit(kept["dataset_source"].get("url", ""))).scheme == "file":
+        kept["dataset_source"] = {"type": "file", "sha256": _sha256(Path(unquote(url.path)))}
     batch = config.batch_size * config.gradient_accumulation_steps * config.num_workers
     return {**kept, "global_batch": batch, "base_model": spec.base_model}
+
+
+def _difference(name: str, now: Any, before: Any) -> str:
+    if name == "dataset_source" and now["type"] == "file" and before.get("type") == "file":
+        return (
+            f"the data set's file has other contents (SHA-256 is {now['sha256'][:12]}…, was {before['sha256'][:12]}…)"
+        )
+    return f"{name} is {now!r}, was {before!r}"
+
+
+def _sha256(path: Path) -> str:
+    """What tells a local data set from another; its place does not, as each Ray job has its own copy of the working directory.
+
+    Raises InvalidRequestError when the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"dataset: {path} cannot be read: {error.strerror or error}", param="dataset"
+        ) from error

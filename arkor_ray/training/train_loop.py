@@ -69,8 +69,10 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     run = Run(config, learner, tokenizer, identity, store, sink, progress, total)
     sink.started({**learner.metadata(), **due.metadata(), "model": job.model, "train_samples": len(train)})
     run.tell_again()
-    if worker.is_first:
+    if worker.is_first and start < total:
         logger.info("Training on %d samples, from step %d to %d", len(train), start + 1, total)
+    elif worker.is_first:
+        logger.info("Nothing left to train: the newest checkpoint is that of the last step, %d", total)
 
     stopped = False
     try:

@@ -79,6 +79,15 @@ def test_other_ends_and_own_events_are_told(job, capsys, last, line):
     assert capsys.readouterr().out == f"{line}\n"
 
 
+def test_reports_are_told_in_a_line_by_what_matters_in_them():
+    preflight = {"format": "chatml", "rows": 9, "rejected_rows": 2, "rejected": [{"row": 1}], "length": {"p50": 7}}
+    assert event_line(event(1, "dataset.preflight", **preflight)).endswith("  format=chatml  rows=9  rejected_rows=2")
+    metadata = {"total_steps": 60, "device": "cpu", "eval_steps": None, "optim": "adamw_torch"}
+    assert event_line(event(2, "training.started", metadata=metadata)).endswith("  total_steps=60  device=cpu")
+    completed = event(9, "training.completed", step=60, metrics={"finalLoss": 0.123456, "totalSteps": 60})
+    assert event_line(completed).endswith("  step=60  finalLoss=0.1235  totalSteps=60")
+
+
 def test_why_a_job_waits_is_a_sentence_in_one_line():
     line = event_line(event(7, "serving.waiting", reason="no node has a GPU", serving={"a": 1}))
     assert line == "    7  09:30:15  serving.waiting      reason=no node has a GPU"

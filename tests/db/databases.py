@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, make_url, text
@@ -30,7 +29,9 @@ def empty_database_url(kind: str, request: pytest.FixtureRequest, folder: Path) 
 def migrated_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Database]:
     """A database with all tables and no rows."""
     if kind == "sqlite":
-        shutil.copyfile(_sqlite_template(), folder / "arkor.db")
+        shutil.copyfile(
+            _sqlite_template(request.getfixturevalue("tmp_path_factory").getbasetemp()), folder / "arkor.db"
+        )
         with closing(Database(f"sqlite:///{folder / 'arkor.db'}")) as database:
             yield database
         return
@@ -43,8 +44,8 @@ def migrated_database(kind: str, request: pytest.FixtureRequest, folder: Path) -
 
 
 @cache
-def _sqlite_template() -> Path:
-    path = Path(mkdtemp(prefix="arkor-test-db-")) / "template.db"
+def _sqlite_template(session_folder: Path) -> Path:
+    path = session_folder / "template.db"
     with closing(Database(f"sqlite:///{path}")) as database:
         database.migrate()
     return path  # the last one to close a file moves its write-ahead log into it

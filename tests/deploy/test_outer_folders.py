@@ -6,11 +6,13 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
 from arkor_ray.client.job_file import load_job_file
+from arkor_ray.embedded import free_ports
 from arkor_ray.schemas.job import JobConfig
 from arkor_ray.service import APPLICATION
 from arkor_ray.serving.app import DEPLOYMENT, application, application_name
@@ -54,11 +56,27 @@ def test_serve_configs_have_the_control_plane_and_what_is_deployed_ahead_is_foun
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
 def test_the_job_scripts_load_at_once_and_fit_on_a_screen(path):
+    assert callable(script(path).main)
+    assert len(path.read_text().splitlines()) <= 85
+
+
+def script(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert callable(module.main)
-    assert len(path.read_text().splitlines()) <= 85
+    return module
+
+
+@pytest.mark.parametrize(
+    ("job", "sentence"),
+    [("nonesuch.yaml", "submit: Cannot read /"), ("examples/triage.yaml", "submit: Cannot reach http://")],
+)
+def test_submit_says_in_a_sentence_what_is_in_its_way(job, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ARKOR_CLOUD_API_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert script(ROOT / "jobs" / "submit.py").main([str(ROOT / "jobs" / job)]) == 1
+    assert capsys.readouterr().err.startswith(sentence)
 
 
 DATA = sorted((ROOT / "jobs" / "examples" / "data").glob("*.jsonl"))

@@ -80,6 +80,13 @@ def test_places_on_one_machine_are_refused_for_several_nodes():
     assert "ARKOR_RAY_CLUSTER=1" in problem.remedy
 
 
+def test_places_on_one_machine_do_while_all_nodes_are_on_it():
+    (problem,) = problems(node("127.0.0.2"), node("127.0.0.3"), of_one_machine=("ARKOR_RAY_DATABASE_URL",))
+    assert (problem.status, "all nodes are on this machine" in problem.found) == (Status.WARNING, True)
+    (problem,) = problems(node("127.0.0.2"), node("10.0.0.2"), of_one_machine=("ARKOR_RAY_DATABASE_URL",))
+    assert problem.status is Status.FAIL
+
+
 def test_an_address_where_no_ray_answers_fails_at_once(tmp_path):
     (port,) = free_ports(1)
     environment = {"ARKOR_RAY_DATA_DIR": str(tmp_path)}

@@ -72,7 +72,11 @@ def test_a_job_that_was_lost_goes_on_from_its_newest_checkpoint(world, tmp_path,
     shutil.copytree(world.runs, runs)
     for lost in ("adapters/my-job-final", "adapters/my-job-step-6", "resume/my-job/step-00000006"):
         shutil.rmtree(runs / lost)
-    arguments = [argument.replace(str(world.runs), str(runs)) for argument in world.arguments]
+    elsewhere = tmp_path / "_ray_pkg_2"  # Ray unpacks a working directory that has changed somewhere else
+    elsewhere.mkdir()
+    for name in ("job.yaml", "rows.jsonl"):
+        shutil.copy(world.root / name, elsewhere)
+    arguments = [str(elsewhere / "job.yaml"), "--output", str(runs), *world.arguments[3:]]
     assert script("finetune").main([*arguments, "--events", str(tmp_path / "events.jsonl")]) == 0
     told = lines(tmp_path / "events.jsonl")
     before = {event["step"]: event for event in world.events if event["type"] == "training.log"}

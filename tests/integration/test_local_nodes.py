@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_nodes_start_with_roles_and_end_with_all_they_started(tmp_path):
     call = [sys.executable, str(SCRIPT)]
     with log.open("wb") as output:
         up = subprocess.Popen(
-            [*call, "up", "--num-nodes=4", "--cpus=1", "--roles", f"--directory={directory}"],
+            [*call, "up", "--num-nodes=4", "--cpus=1", "--roles", "--no-demo-model", f"--directory={directory}"],
             env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
@@ -48,20 +49,26 @@ def test_nodes_start_with_roles_and_end_with_all_they_started(tmp_path):
             "127.0.0.4": [1, "training"],
             "127.0.0.5": [1, "serving"],
         }, seen.stderr
+        raylet = [b"--node_ip_address=127.0.0.4", f"--gcs-address={address}".encode()]
+        (worker,) = (pid for pid, line in processes().items() if all(part in line.split(b"\0") for part in raylet))
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: "Node 127.0.0.4 has ended" in log.read_text(), 60, "no word of the node", log.read_text)
+        assert up.poll() is None, "the others go on"
         subprocess.run([*call, "down", f"--directory={directory}"], env=environment, check=True, timeout=60)
         assert up.wait(10) == 0
     finally:
         up.kill()
         up.wait()
-    assert [line for line in processes() if address.encode() in line] == []
+    assert [line for line in processes().values() if address.encode() in line] == []
 
 
-def processes() -> list[bytes]:
-    found = []
+def processes() -> dict[int, bytes]:
+    """Command lines by process id."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (entry / "cmdline").exists():
             try:
-                found.append((entry / "cmdline").read_bytes())
+                found[int(entry.name)] = (entry / "cmdline").read_bytes()
             except OSError:  # it ended while we looked
                 continue
     return found

@@ -102,6 +102,31 @@ def test_a_job_that_has_not_trained_may_be_put_right(tmp_path):
         check_same_job(wrong)
 
 
+def test_a_local_data_set_may_move_but_not_change(tmp_path):
+    """Ray unpacks the working directory somewhere else for each job, and a job that goes on is another one to it."""
+    here, there = tmp_path / "_ray_pkg_1" / "my rows.jsonl", tmp_path / "_ray_pkg_2" / "my rows.jsonl"
+    for path in (here, there):
+        path.parent.mkdir()
+        path.write_text('{"text": "one"}\n')
+
+    def spec(path: Path):
+        return spec_of(tmp_path, datasetSource={"type": "blob", "url": path.as_uri()})
+
+    check_same_job(spec(here))
+    trained(spec(here))
+    check_same_job(spec(there))
+    there.write_text('{"text": "two"}\n')
+    with pytest.raises(
+        InvalidRequestError, match=r"the data set's file has other contents .*, was \w{12}…\)\. Put them back"
+    ):
+        check_same_job(spec(there))
+    there.unlink()
+    with pytest.raises(InvalidRequestError, match=r"dataset: .*_2/my rows\.jsonl cannot be read: No such file"):
+        check_same_job(spec(there))
+    with pytest.raises(InvalidRequestError, match=r"dataset_source is .*'url': .*, was .*'sha256'"):
+        check_same_job(spec_of(tmp_path))
+
+
 def test_a_token_is_not_written_down(tmp_path):
     spec = spec_of(tmp_path, datasetSource={**SOURCE, "token": "secret"})
     check_same_job(spec)
