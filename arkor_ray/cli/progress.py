@@ -21,7 +21,7 @@ _LINES_PER_RUN = 20  # how many steps of a run a log shows at most, where the ru
 
 # Of events that carry a whole report, what there is room for in a line; of those that wait, a sentence that has the rest in it.
 _SHOWN = {
-    "dataset.preflight": ("format", "rows", "rejected_rows", "train_samples", "eval_samples", "tokens"),
+    PREFLIGHT: ("format", "rows", "rejected_rows", "train_samples", "eval_samples", "tokens"),
     STARTED: ("model", "total_steps", "train_samples", "num_workers", "device", "precision"),
     **dict.fromkeys(WAITING, ("reason",)),
 }
