@@ -49,7 +49,7 @@ SWEPT_RUNS = 1000  # in one turn; where there are more, the next turn goes on
 
 
 class Reconciler:
-    """One turn of the loop at a time, against any Launcher; the actor below turns it for ever."""
+    """One turn of the loop at a time, against any Launcher; the actor of `controller.py` turns it for ever."""
 
     def __init__(
         self,
