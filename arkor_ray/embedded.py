@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from arkor_ray import joined_ray
 from arkor_ray.errors import ConflictError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.settings import Settings
 
@@ -27,9 +28,7 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 5.0
-LOOK_EVERY_S = 3.0
-GONE_S = 30.0  # a head that was started again is back by then; after 60 s Ray ends us, in words of its own
+OTHER_RAYS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 MIN_CPUS = 4  # logical CPUs for Ray's bookkeeping: two workers and a second job fit on the smallest laptop
 
 # Ray has one node here. Told that there will never be others (which it takes for granted on macOS, hence the name), it calls
@@ -39,21 +38,6 @@ LOOPBACK_ONLY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     **({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
 }
-
-# What every process of one service must agree on.
-SHARED_SETTINGS = tuple(
-    f"ARKOR_RAY_{name}"
-    for name in (
-        "DATABASE_URL",
-        "STORAGE_URL",
-        "S3_ENDPOINT_URL",
-        "MODELS",
-        "CATALOGUE",
-        "PUBLIC_URL",
-        "CLUSTER",
-        "NODE_ROLES",
-    )
-)
 
 
 class Instance:
@@ -161,10 +145,10 @@ class LocalRay:
         """Blocks while Ray runs. Raises ServiceUnavailableError when it ends by itself."""
         if self._process is None:
             assert self._address is not None
-            wait_while_answering(self._address)
+            joined_ray.wait_while_answering(self._address)
             raise ServiceUnavailableError(
-                f"The Ray at {self._address} is gone: nothing has answered there for {GONE_S:g} s; start it and give this "
-                "command again"
+                f"The Ray at {self._address} is gone: nothing has answered there for {joined_ray.GONE_S:g} s; start it "
+                "and give this command again"
             )
         while self._process.poll() is None:
             time.sleep(0.5)
@@ -175,7 +159,7 @@ class LocalRay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is None and self._address is not None and not answers(self._address):
+        if self._process is None and self._address is not None and not joined_ray.answers(self._address):
             return  # whatever we would ask of it waits until Ray ends us, and there is nothing left to end
         from arkor_ray import service
 
@@ -207,6 +191,9 @@ class LocalRay:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             **LOOPBACK_ONLY,
         }
+        for name in OTHER_RAYS:  # Ray Jobs would take the one that they name for ours
+            environment.pop(name, None)
+            os.environ.pop(name, None)
         # Before Ray is imported here: it reads them once.
         ours = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", *LOOPBACK_ONLY)
         os.environ.update({name: environment[name] for name in ours})
@@ -249,26 +236,11 @@ class LocalRay:
         from arkor_ray.placement import NAMESPACE
 
         if self._address is not None:
-            check_answers(self._address)
+            joined_ray.check_answers(self._address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
         if self._address is not None:
-            _warn_without_token(self._address)
-            self._check_environment()
-
-    def _check_environment(self) -> None:
-        """The processes of a joined Ray read their own environment, and it must say the same as ours.
-
-        Raises InvalidRequestError that names the variables. They are not handed over with the jobs, where Ray would show
-        their secrets.
-        """
-        import ray
-
-        theirs = ray.get(ray.remote(num_cpus=0)(_settings_here).remote(), timeout=60)
-        if other := differing_settings(self.settings.environment(), theirs):
-            raise InvalidRequestError(
-                f"{', '.join(other)}: the processes of the Ray at {self._address} have other values than this command, "
-                "or none; start Ray with the same ARKOR_RAY_* variables"
-            )
+            joined_ray.check_ray(self.settings)
+            joined_ray.check_settings(self.settings)
 
     def _end(self) -> None:
         """Disconnects and ends the Ray we started: politely, then every process that is left of it."""
@@ -306,15 +278,6 @@ class LocalRay:
         return self.settings.data_dir / "ray.log"
 
 
-def differing_settings(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
-    """The variables that every process of a service must agree on and these two environments do not."""
-    return [name for name in SHARED_SETTINGS if ours.get(name) != theirs.get(name)]
-
-
-def _settings_here() -> dict[str, str]:
-    return Settings.load().environment()
-
-
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface that nobody listens on at this moment."""
     with contextlib.ExitStack() as stack:
@@ -345,55 +308,6 @@ def _torch_uses_gpus(devices: Path = Path("/dev")) -> bool:
         torch.__version__,
     )
     return False
-
-
-def check_answers(address: str) -> None:
-    """Ray itself tries for minutes, without a word, to reach one that is not there."""
-    _, colon, port = address.rpartition(":")
-    if not (colon and port.isdecimal()):
-        raise InvalidRequestError(f"--ray-address {address}: write HOST:PORT, as `ray start --head` prints it")
-    try:
-        _knock(address)
-    except OSError as error:
-        raise ServiceUnavailableError(
-            f"--ray-address {address}: no Ray answers there ({error.strerror or error}); start one with "
-            f"`ray start --head --port {port}`, or leave the option out to have one started"
-        ) from error
-
-
-def answers(address: str) -> bool:
-    """Whether anything listens at HOST:PORT; asking Ray itself would wait for it."""
-    try:
-        _knock(address)
-    except OSError:
-        return False
-    return True
-
-
-def wait_while_answering(address: str) -> None:
-    """Returns once nothing has listened at HOST:PORT for `GONE_S`. A head whose state is kept (GCS fault tolerance) may be
-    away for less than that."""
-    last = time.monotonic()
-    while time.monotonic() - last < GONE_S:
-        time.sleep(LOOK_EVERY_S)
-        if answers(address):
-            last = time.monotonic()
-
-
-def _knock(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-
-
-def _warn_without_token(address: str) -> None:
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    if not is_token_auth_enabled():
-        logger.warning(
-            "The Ray at %s asks nobody for a token: whoever reaches its ports runs code on its nodes. Start its nodes and this "
-            "command with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN",
-            address,
-        )
 
 
 def _hush_ray() -> None:

@@ -105,7 +105,11 @@ def stop(*, ray_goes_on: bool = False) -> None:
     if ray_goes_on:
         from ray import serve
 
+        from arkor_ray.api.serve_app import DEPLOYMENT
+
         ours = [name for name in serve.status().applications if name == APPLICATION or name.startswith("inference-")]
+        if APPLICATION in ours:  # one replica, whose streams would keep it for a while
+            serve.get_deployment_handle(DEPLOYMENT, APPLICATION).end_streams.remote()
         for name in ours:
             serve.delete(name)
         if ours and not serve.status().applications:

@@ -72,6 +72,10 @@ class Settings(BaseSettings):
         description="Whether POST /v1/auth/anonymous mints tokens for whoever asks; unset: on one machine, where the API "
         "listens on loopback, yes; with `cluster` no; anything else must say.",
     )
+    allow_ray_without_token: bool = Field(
+        default=False,
+        description="With `cluster`: start also on a Ray whose ports anybody may use, because nobody else reaches them.",
+    )
     token_days: int = Field(default=90, ge=1, description="Life of an anonymous token.")
 
     models: Annotated[dict[str, str], NoDecode] = Field(

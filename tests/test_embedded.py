@@ -90,12 +90,6 @@ def test_a_note_that_names_no_directory_of_ours_removes_nothing(tmp_path):
     assert precious.exists()
 
 
-def test_settings_that_a_joined_ray_does_not_share_are_named(tmp_path, monkeypatch):
-    local = LocalRay(Settings.load(data_dir=tmp_path), address="127.0.0.1:1")
-    theirs = {**local.settings.environment(), "ARKOR_RAY_DATABASE_URL": "postgresql://elsewhere/arkor"}
-    assert embedded.differing_settings(local.settings.environment(), theirs) == ["ARKOR_RAY_DATABASE_URL"]
-
-
 def test_roles_need_a_cluster(tmp_path):
     settings = Settings.load(data_dir=tmp_path, node_roles=True)
     with pytest.raises(InvalidRequestError, match="--ray-address"):
@@ -112,15 +106,6 @@ def test_a_ray_that_is_not_there_is_said_at_once(tmp_path, address, sentence):
     (own,) = free_ports(1)
     with pytest.raises((InvalidRequestError, ServiceUnavailableError), match=sentence):
         LocalRay(Settings.load(data_dir=tmp_path, port=own), address=address).__enter__()
-
-
-def test_a_joined_ray_that_asks_nobody_for_a_token_is_said(monkeypatch, caplog):
-    from ray._private.authentication import authentication_utils
-
-    for asks, said in ((True, ""), (False, "RAY_AUTH_MODE=token")):
-        monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda asks=asks: asks)
-        embedded._warn_without_token("head:6379")
-        assert said in caplog.text and bool(caplog.records) is bool(said)
 
 
 def test_a_torch_for_cpus_leaves_the_gpus_out_and_says_so(tmp_path, monkeypatch, caplog):
@@ -141,17 +126,6 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(host):
         with pytest.raises(ConflictError, match=f"--port {port} on {host}: "):
             embedded.check_free(host, port)
     embedded.check_free(host, port)
-
-
-def test_a_joined_ray_is_gone_only_when_it_stays_away(monkeypatch):
-    monkeypatch.setattr(embedded, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(embedded, "GONE_S", 1.0)
-    answers = iter([True, *[False] * 5, True])  # a head that comes back, then none
-    asked = []
-    monkeypatch.setattr(embedded, "answers", lambda address: asked.append(address) or next(answers, False))
-    embedded.wait_while_answering("head:6379")
-    assert next(answers, None) is None
-    assert len(asked) > 7 and set(asked) == {"head:6379"}
 
 
 def test_leaving_a_ray_that_is_gone_asks_nothing_of_it(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 
 from fastapi import FastAPI
 from ray import serve
@@ -13,9 +14,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from arkor_ray.api.app import create_app
 from arkor_ray.api.ray_gateway import RayDriverLogs, RayInferenceGateway
-from arkor_ray.db.session import DATABASE_AWAY, Database
+from arkor_ray.db.session import DATABASE_AWAY, Database, reason
 from arkor_ray.events.stream import EventTail
 from arkor_ray.jobs.controller import ensure_controller
+from arkor_ray.joined_ray import check_ray
 from arkor_ray.placement import HARDLY_A_CPU, nodes_for
 from arkor_ray.settings import Settings
 from arkor_ray.telemetry import process
@@ -26,6 +28,13 @@ logger = logging.getLogger(__name__)
 
 DEPLOYMENT = "Api"
 MAX_ONGOING_REQUESTS = 20_000  # event streams stay open for as long as their jobs run
+HEALTH_CHECK_S = 5.0
+# Serve asks replicas that serve how they are, and no longer those that are to end. That is all it tells them.
+UNASKED_S = 4 * HEALTH_CHECK_S
+WATCH_S = 1.0
+DRAIN_S = 90.0  # for answers under way when a replica is to end; event streams end once it notices
+DATABASE_PATIENCE_S = 600.0
+DATABASE_AGAIN_S = 2.0
 
 
 def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application:
@@ -34,7 +43,7 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
     def build() -> FastAPI:
         process.begin()
         db = Database(settings.database_url)
-        db.migrate()
+        migrate_when_there(db)
         tail = EventTail(db)
         each_second(lambda: API_EVENT_STREAMS.set(tail.followers))
         return create_app(settings, db, RayInferenceGateway(settings), tail, logs=RayDriverLogs(), behind_serve=True)
@@ -44,11 +53,11 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
         num_replicas=num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": HARDLY_A_CPU, "label_selector": nodes_for(settings, "control-plane")},
-        health_check_period_s=5,
+        health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=15,
-        # Streams would keep a replica that stops waiting for ever; their readers come back to the next one.
-        graceful_shutdown_timeout_s=2,
+        graceful_shutdown_timeout_s=DRAIN_S,
         graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=100,  # the next replica answers before the last one takes no more
     )
     return deployment(serve.ingress(build)(Api)).bind()
 
@@ -57,24 +66,48 @@ def application(args: dict[str, str]) -> serve.Application:
     """For `serve deploy`, whose config names this function: settings come from ARKOR_RAY_* of the environment.
 
     `args`: "num_replicas", 1 if absent. Also makes sure that the controller runs, which `arkor-ray up` does by itself.
-    Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is Serve's config that says who reaches the API.
+    Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is Serve's config that says who reaches the API. Raises
+    InvalidRequestError for a Ray on which it would not be safe, or could launch no job.
     """
     said = {} if os.environ.get("ARKOR_RAY_ANONYMOUS") else {"anonymous": False}
     settings = Settings.load(**said)
+    check_ray(settings)
     ensure_controller(settings)
     return build_api(settings, num_replicas=int(args.get("num_replicas", "1")))
+
+
+def migrate_when_there(db: Database, patience_s: float = DATABASE_PATIENCE_S) -> None:
+    """Brings the schema to the newest revision, once there is a database: a cluster's parts come up in any order.
+
+    A replica that failed instead would be tried some times within seconds, and then Serve gives the application up. Raises
+    what the database said last after `patience_s`.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            db.migrate()
+            return
+        except DATABASE_AWAY as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("The database is away, and the API waits for it: %s", reason(error))
+            time.sleep(DATABASE_AGAIN_S)
 
 
 class Api:
     """One replica. Its routes are the FastAPI application's; `app` is what Serve made of it."""
 
     app: FastAPI
+    _watch: asyncio.Task[None] | None = None
 
     async def check_health(self) -> None:
         """Fails when this process cannot use its database although it is there: a restart cures that.
 
         A database that is away is not this replica's fault; restarting would only cut its streams. `/readyz` tells.
         """
+        self._asked_at = time.monotonic()
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._end_streams_when_unasked())
         db = self.app.state.services.db
         try:
             await asyncio.to_thread(_ask, db)
@@ -82,6 +115,19 @@ class Api:
             raise
         except DATABASE_AWAY:
             logger.warning("The database is away", exc_info=True)
+
+    async def end_streams(self) -> None:
+        """Event streams would hold up the end of a replica for as long as jobs run; their readers go on at another one."""
+        self.app.state.services.tail.interrupt()
+
+    async def _end_streams_when_unasked(self) -> None:
+        """If it is Serve's controller that is away instead, the readers come back here, once."""
+        ended_at = 0.0
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if time.monotonic() - self._asked_at > UNASKED_S and ended_at < self._asked_at:
+                ended_at = time.monotonic()
+                await self.end_streams()
 
 
 def _ask(db: Database) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from arkor_ray.doctor.children import Said, ask_module
 from arkor_ray.doctor.clocks import Skew, check_clocks
 from arkor_ray.doctor.findings import Finding, fail, ok, warning
+from arkor_ray.joined_ray import DASHBOARD_REMEDY
 from arkor_ray.schemas.address import is_loopback
 
 NAME = "ray"
@@ -48,6 +49,8 @@ def check_ray(address: str, answer: Mapping[str, Any]) -> Iterator[Finding]:
             )  # fmt: skip
         else:
             yield fail(NAME, f"{places}: the other nodes cannot reach a place on one of them", remedy)
+    if url := answer["dashboard_out_of_reach"]:
+        yield fail(NAME, f"the dashboard listens at {url}, and jobs are submitted through it", DASHBOARD_REMEDY)
     good = [node for node in nodes if "error" not in node]
     for node in nodes:
         yield from _check_node(node, answer)

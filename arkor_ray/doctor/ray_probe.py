@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _ask_nodes(address: str, limit_s: float) -> dict[str, Any]:
-    from arkor_ray.embedded import check_answers, differing_settings
+    from arkor_ray.joined_ray import check_answers, dashboard_out_of_reach, differing_settings
     from arkor_ray.settings import Settings
 
     if address != "auto":
@@ -67,6 +67,7 @@ def _ask_nodes(address: str, limit_s: float) -> dict[str, Any]:
         "python": platform.python_version(),
         "arkor_ray": __version__,
         "of_one_machine": local_places(settings),
+        "dashboard_out_of_reach": dashboard_out_of_reach(),
         "cpus": ray.cluster_resources().get("CPU", 0),
         "nodes": nodes,
     }

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import EventRow, JobRow
-from arkor_ray.errors import GoneError
+from arkor_ray.errors import GoneError, ServiceUnavailableError
 from arkor_ray.schemas.event import TERMINAL, Event
 from arkor_ray.schemas.job import JobStatus
 
@@ -43,7 +43,8 @@ class EventTail:
     async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[Event]:
         """Events with numbers above `after`, in order, until the terminal one. An `after` never given out means 0.
 
-        Raises GoneError if the job does not exist or is deleted meanwhile.
+        Raises GoneError if the job does not exist or is deleted meanwhile, and ServiceUnavailableError once `interrupt` is
+        called: whoever follows can go on elsewhere by the number of the last event.
         """
         last, ended = await asyncio.to_thread(self._position, job_id)
         position = after if 0 <= after <= last else 0
@@ -64,9 +65,18 @@ class EventTail:
                 if not events:
                     if channel.gone:
                         raise GoneError(f"Job {job_id} was deleted")
+                    if channel.interrupted:
+                        raise ServiceUnavailableError("This process takes no more part", retry_after=1)
                     await changed.wait()
         finally:
             self._leave(job_id, channel)
+
+    def interrupt(self) -> None:
+        """Ends every stream under way, once it has told what it knows. Those that begin afterwards are followed as ever."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.interrupted = True
+            channel.wake()
 
     @property
     def followers(self) -> int:
@@ -146,6 +156,7 @@ class _Channel:
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=2 * PAGE))
     followers: int = 0
     gone: bool = False
+    interrupted: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def push(self, events: Sequence[Event]) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from arkor_ray.schemas import event
-from tests.cluster.watching import Asking, held
+from tests.cluster.watching import Asking, held, stream_long
 from tests.integration.stories import assert_checkpoints_answer, assert_whole, config, losses
 from tests.servers.arkor import Follower, wait_for
 from tests.servers.ray_hosts import HEAD, SERVING, TRAINING
@@ -76,15 +76,25 @@ def test_a_new_release_of_the_api_costs_no_event_and_no_request(cluster, client,
     follower = Follower(client, job.id)
     follower.wait_for(lambda e: e.type == event.CHECKPOINT)
     before, serving = set(cluster.find("api")), cluster.find("replica")
-    with Asking(client, base_model="tiny") as asking:
+    with (
+        Asking(client, base_model="tiny") as asking,
+        cluster.client() as another,
+        Asking(another, 0, stream_long, base_model="tiny") as streaming,
+    ):
+        wait_for(lambda: streaming.answers or streaming.failures, 120, "no long answer")
+        deployed_at = time.monotonic()
         cluster.deploy(release="2")
         wait_for(
             lambda: len(now := set(cluster.find("api"))) == len(before) and not now & before,
-            120, "the api's replicas were not replaced", lambda: f"{before} {cluster.find('api')}",
+            180, "the api's replicas were not replaced", lambda: f"{before} {cluster.find('api')}",
         )  # fmt: skip
+        replaced_at = time.monotonic()
         after(follower, 5)
+    print(f"replaced within {replaced_at - deployed_at:.1f} s; {len(asking.answers)} answers, {streaming.answers} long")
     assert cluster.find("replica") == serving, "a new api must leave the applications of base models alone"
     assert asking.failures == []
+    assert streaming.failures == [], "an answer under way ends as it began, at the replica that began it"
+    assert sum(deployed_at < at < replaced_at for at, _ in streaming.answers) >= 2
     client.cancel_job(job.id)
     events = follower.join()
     assert [e.id for e in events] == list(range(1, len(events) + 1))

@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,16 +26,33 @@ print(json.dumps({"kept": kept, "actors": sorted(actors), "placement_groups": gr
 """
 
 
+LONG = 1500  # tokens: some seconds
+
+
+def stream_long(client: Client, **target: Any) -> None:
+    """One long answer, token by token. Fails where it ends early, whatever the reason."""
+    form = {"regex": "(b |a ){3000}"}
+    response = client.chat([{"role": "user", "content": "go"}], max_tokens=LONG, structured_outputs=form, **target)
+    finish = [
+        reason
+        for line in response.iter_lines()
+        if line.startswith("data: {")
+        for choice in json.loads(line.removeprefix("data: ")).get("choices", [])
+        if (reason := choice.get("finish_reason"))
+    ]
+    assert finish == ["length"], f"a stream ended with {finish}"
+
+
 class Asking:
-    """Asks for one greedy answer again and again in a thread, from entering to leaving.
+    """Asks for one greedy answer, or by `how`, again and again in a thread, from entering to leaving.
 
     `answers`: (moment, seconds it took); `failures`: (moment, what was raised).
     """
 
-    def __init__(self, client: Client, pause_s: float = 0.2, **target: Any) -> None:
+    def __init__(self, client: Client, pause_s: float = 0.2, how: Callable[..., Any] = ask, **target: Any) -> None:
         self.answers: list[tuple[float, float]] = []
         self.failures: list[tuple[float, str]] = []
-        self._client, self._pause_s, self._target = client, pause_s, target
+        self._client, self._pause_s, self._how, self._target = client, pause_s, how, target
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
 
@@ -64,7 +82,7 @@ class Asking:
         while not self._ended.wait(self._pause_s):
             began = time.monotonic()
             try:
-                ask(self._client, **self._target)
+                self._how(self._client, **self._target)
             except Exception as error:  # whatever it is, that is what a user would have seen
                 self.failures.append((time.monotonic(), f"{type(error).__name__}: {error}"[:200]))
             else:

@@ -20,9 +20,12 @@ def node(address: str = "10.0.0.1", **changed: Any) -> dict[str, Any]:
     return {**well, **changed}
 
 
-def problems(*nodes: dict[str, Any], of_one_machine: tuple[str, ...] = ()) -> list[Finding]:
+def problems(
+    *nodes: dict[str, Any], of_one_machine: tuple[str, ...] = (), dashboard: str | None = None
+) -> list[Finding]:
     versions = {"ray": "2.60.0", "python": "3.11.7", "arkor_ray": "0.1.0"}
-    answer = {**versions, "cpus": 16, "of_one_machine": list(of_one_machine), "nodes": nodes}
+    answer = {**versions, "cpus": 16, "of_one_machine": list(of_one_machine), "nodes": nodes,
+              "dashboard_out_of_reach": dashboard}  # fmt: skip
     return [finding for finding in check_ray("10.0.0.1:6379", answer) if finding.status is not Status.OK]
 
 
@@ -46,6 +49,12 @@ def test_a_node_unlike_the_others_is_named_with_what_to_do(changed: dict[str, An
     (problem,) = problems(node(), node("10.0.0.2", **changed))
     assert (problem.status, word in problem.found) == (status, True)
     assert problem.remedy
+
+
+def test_a_dashboard_that_other_nodes_cannot_reach_fails():
+    (problem,) = problems(node(), node("10.0.0.2"), dashboard="http://127.0.0.1:8265")
+    assert problem.status is Status.FAIL
+    assert "--dashboard-host=0.0.0.0" in problem.remedy
 
 
 def test_a_node_that_does_not_run_a_task_fails_and_the_others_are_told():

@@ -9,7 +9,7 @@ from sqlalchemy import delete
 
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import Base, JobRow
-from arkor_ray.errors import GoneError
+from arkor_ray.errors import GoneError, ServiceUnavailableError
 from arkor_ray.events import publisher, stream
 from arkor_ray.events.stream import EventTail
 from arkor_ray.schemas import event
@@ -135,3 +135,29 @@ def test_nobody_following_means_no_polling(log):
         return await numbers(tail, log.job_id)
 
     assert run(main()) == [1, 2, 3]
+
+
+def test_an_interrupted_follower_has_told_what_it_knew_and_others_may_begin(log):
+    log.write(3)
+
+    async def main():
+        tail = EventTail(log.db, poll_s=0.01)
+        seen = []
+
+        async def follow():
+            async for each in tail.follow(log.job_id):
+                seen.append(each.id)
+
+        follower = asyncio.create_task(follow())
+        while len(seen) < 3:
+            await asyncio.sleep(0.01)
+        tail.interrupt()
+        with pytest.raises(ServiceUnavailableError):
+            await follower
+        assert (seen, tail.followers) == ([1, 2, 3], 0)
+        next_one = asyncio.create_task(numbers(tail, log.job_id, after=3))
+        await asyncio.to_thread(log.write)
+        await asyncio.to_thread(log.end)
+        return await next_one
+
+    assert run(main()) == [4, 5]

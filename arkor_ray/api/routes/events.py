@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from arkor_ray.api import sse
 from arkor_ray.api.deps import ScopeDep, ServicesDep
-from arkor_ray.errors import GoneError, NotFoundError
+from arkor_ray.errors import GoneError, NotFoundError, ServiceUnavailableError
 from arkor_ray.events.stream import EventTail
 from arkor_ray.jobs import service
 from arkor_ray.schemas.event import Event
@@ -54,6 +54,8 @@ async def _frames(tail: EventTail, job_id: str, after: int) -> AsyncGenerator[by
         async with aclosing(cast(AsyncGenerator[Event], tail.follow(job_id, after))) as events:
             async for event in events:
                 yield sse.frame(event.data, event=event.type, id=event.id)
+    except ServiceUnavailableError:
+        return  # without `end`, so that the client comes back, to another replica
     except (GoneError, SQLAlchemyError):
         # Ending without `end` makes the client come back, and then it gets a status that says what is the matter.
         logger.warning("The event stream of job %s broke off", job_id, exc_info=True)
