@@ -26,7 +26,7 @@ print(json.dumps({"kept": kept, "actors": sorted(actors), "placement_groups": gr
 """
 
 
-LONG = 1500  # tokens: some seconds
+LONG = 900  # tokens: some seconds
 
 
 def stream_long(client: Client, **target: Any) -> None:
