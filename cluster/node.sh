@@ -38,6 +38,8 @@ for name in RAY_AUTH_TOKEN ARKOR_RAY_DATABASE_URL ARKOR_RAY_STORAGE_URL; do
   [ -n "${!name:-}" ] || fail "$name is empty; fill it in as cluster/arkor.env.example says"
 done
 [ "$role" != exec ] || exec "$@"
+[ -n "${ARKOR_RAY_MODELS:-}${ARKOR_RAY_CATALOGUE:-}" ] ||
+  fail "ARKOR_RAY_MODELS is empty; no job could name a model. Fill it in, or ARKOR_RAY_CATALOGUE, as cluster/arkor.env.example says"
 mkdir -p "$ARKOR_RAY_DATA_DIR"
 python - <<'PYTHON' || exit 78
 import sys
@@ -55,10 +57,10 @@ PYTHON
 case $role in
 head)
   # The dashboard's port has the Jobs API, which the controller may call from another node; it asks for the token as well.
-  ray start --head --block --port=6379 --dashboard-host=0.0.0.0 "$@" &
+  ray start --head --block --port=6379 --dashboard-host=0.0.0.0 --metrics-export-port=8080 "$@" &
   ;;
 worker)
-  ray start --block --address="${RAY_HEAD_IP:?set it to the address of the head}:6379" "$@" &
+  ray start --block --address="${RAY_HEAD_IP:?set it to the address of the head}:6379" --metrics-export-port=8080 "$@" &
   ;;
 *)
   fail "say head, worker or exec"

@@ -27,8 +27,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--job-id", help="letters, digits and dashes; names the job's folders in --output")
     parser.add_argument("--model", help="instead of the job file's: a Hub id, a directory or s3://bucket/prefix")
-    parser.add_argument("--events", type=Path, help="a file that each event is added to, as a line of JSON")
+    parser.add_argument(
+        "--events", type=Path, help="a file by its absolute path; each event is added as a line of JSON"
+    )
     args = parser.parse_args(argv)
+    if args.events is not None and not args.events.is_absolute():
+        parser.error(
+            f"--events {args.events}: say an absolute path; a relative one lies in the job's copy of its files"
+        )
     try:
         return run(args)
     except ArkorError as error:

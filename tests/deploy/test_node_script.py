@@ -13,6 +13,7 @@ FILLED = {
     "RAY_AUTH_TOKEN": "0123",
     "ARKOR_RAY_DATABASE_URL": "postgresql://me:$(touch harm)&'\"@db/arkor",
     "ARKOR_RAY_STORAGE_URL": "s3://bucket/arkor",
+    "ARKOR_RAY_MODELS": "Qwen/Qwen3-0.6B",
 }
 
 
@@ -69,6 +70,11 @@ def test_what_is_not_filled_in_ends_the_start_with_its_name(node, name):
     assert f"{name} is empty" in ended.stderr
 
 
+def test_a_catalogue_may_take_the_place_of_models(node):
+    node.environment_file(ARKOR_RAY_MODELS="", ARKOR_RAY_CATALOGUE="/etc/arkor/catalogue.yaml")
+    assert node.run("worker", RAY_HEAD_IP="10.0.0.1").returncode == 3
+
+
 def test_the_example_as_it_is_starts_nothing(node):
     node.environment_file(**variables(CLUSTER / "arkor.env.example"))
     assert node.run("head").returncode == 78
@@ -96,7 +102,7 @@ def test_the_head_deploys_the_service_and_ends_with_ray(node):
     node.program("ray", f"until [ -e {node.folder}/deployed ]; do sleep 0.1; done; exit 3")
     ended = node.run("head", "--num-cpus=0", SERVE_CONFIG="/some/config.yaml")
     assert ended.returncode == 3, ended.stderr
-    ray = "ray start --head --block --port=6379 --dashboard-host=0.0.0.0 --num-cpus=0"
+    ray = "ray start --head --block --port=6379 --dashboard-host=0.0.0.0 --metrics-export-port=8080 --num-cpus=0"
     serve = "serve deploy /some/config.yaml --address http://127.0.0.1:8265"
     assert sorted(node.calls()[1:]) == [ray, serve, serve], "once more, as it failed the first time"
 
@@ -112,7 +118,7 @@ def test_a_head_without_ray_does_not_go_on_deploying(node):
 def test_a_worker_joins_the_head_and_must_be_told_where_it_is(node):
     assert "RAY_HEAD_IP" in node.run("worker").stderr
     assert node.run("worker", RAY_HEAD_IP="10.0.0.1").returncode == 3
-    assert node.calls()[-1] == "ray start --block --address=10.0.0.1:6379"
+    assert node.calls()[-1] == "ray start --block --address=10.0.0.1:6379 --metrics-export-port=8080"
 
 
 def test_it_asks_for_a_role(node):
