@@ -24,6 +24,16 @@ import json, ray
 ray.init(address="{address}", log_to_driver=False, logging_level="error")
 nodes = {{n["NodeManagerAddress"]: [n["Resources"].get("CPU", 0), n["Labels"]["arkor-ray/role"]] for n in ray.nodes()}}
 print(json.dumps(nodes))
+
+from arkor_ray import joined_ray
+from arkor_ray.errors import InvalidRequestError
+from arkor_ray.settings import Settings
+joined_ray.check_ray(Settings.load())
+joined_ray.check_settings(Settings.load())
+try:
+    joined_ray.check_settings(Settings.load(public_url="https://elsewhere.example.com"))
+except InvalidRequestError as error:
+    print(error.message)
 """
 
 
@@ -43,12 +53,14 @@ def test_nodes_start_with_roles_and_end_with_all_they_started(tmp_path):
         token = dict(line.split("=", 1) for line in (directory / "environment").read_text().splitlines())
         joined = {**environment, **{name: value.strip("'") for name, value in token.items()}}
         seen = subprocess.run(command, env=joined, capture_output=True, text=True, timeout=120)
-        assert json.loads(seen.stdout.splitlines()[-1]) == {
+        nodes, refused = seen.stdout.splitlines()[-2:]
+        assert json.loads(nodes) == {
             "127.0.0.2": [0, "control-plane"],
             "127.0.0.3": [1, "control-plane"],
             "127.0.0.4": [1, "training"],
             "127.0.0.5": [1, "serving"],
         }, seen.stderr
+        assert "ARKOR_RAY_PUBLIC_URL: the processes of node 127.0.0." in refused
         raylet = [b"--node_ip_address=127.0.0.4", f"--gcs-address={address}".encode()]
         (worker,) = (pid for pid, line in processes().items() if all(part in line.split(b"\0") for part in raylet))
         os.kill(worker, signal.SIGKILL)
