@@ -32,7 +32,7 @@ def test_of_several_databases_that_are_away_each_is_told(tmp_path):
 
 def test_a_parameter_that_libpq_does_not_know_is_told(tmp_path):
     url = "postgresql://arkor:secret@127.0.0.1/arkor?target_session=read-write"
-    with pytest.raises(ServiceUnavailableError, match="ARKOR_RAY_DATABASE_URL: .*target_session") as raised:
+    with pytest.raises(ServiceUnavailableError, match=r"ARKOR_RAY_DATABASE_URL: .*target_session") as raised:
         service.check_database(Settings.load(data_dir=tmp_path, database_url=url))
     assert "secret" not in raised.value.message
 

@@ -20,7 +20,8 @@ GONE = {"tcp_user_timeout": 30_000, "keepalives_idle": 15, "keepalives_interval"
 
 WRITABLE = "read-write"  # libpq's word for the servers that a connection may go to
 READ_ONLY = "25006"  # the SQLSTATE of a write that a standby, or a read-only server, refuses
-READ_ONLY_SIGNS = ("in_hot_standby", "default_transaction_read_only")  # servers tell when they change, since PostgreSQL 14
+# Servers tell when they change, since PostgreSQL 14.
+READ_ONLY_SIGNS = ("in_hot_standby", "default_transaction_read_only")
 DEFAULT_PORT = 5432
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again. A PostgreSQL that
-# shuts down, starts, is full or takes no writes (db/postgres.py) is among it, as are transactions that it took back (deadlocks).
+# What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again. It has a
+# PostgreSQL that shuts down, starts, is full or takes no writes (db/postgres.py), and transactions that gave way to others.
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 FOLD_MS = 2000

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.servers.processes import HOST, ServerMissingError, dying_with_parent, free_port
 
 # Nothing here outlives the test run, so nothing waits for the disk; but what was committed must outlive a killed process, so
-# commits still wait for the log to be written. What is shared in files, not in /dev/shm, goes with the folder of one that was killed.
+# commits still wait for the log to be written. Its memory is in files of the folder: /dev/shm would keep that of a killed one.
 _OPTIONS = {"fsync": "off", "full_page_writes": "off", "dynamic_shared_memory_type": "mmap"}
 
 
