@@ -22,6 +22,9 @@ WRITABLE = "read-write"  # libpq's word for the servers that a connection may go
 READ_ONLY = "25006"  # the SQLSTATE of a write that a standby, or a read-only server, refuses
 # Servers tell when they change, since PostgreSQL 14.
 READ_ONLY_SIGNS = ("in_hot_standby", "default_transaction_read_only")
+# What psycopg takes for errors of its own user, among those about transactions, and is the server's doing: it takes no writes,
+# or it ended the connection of somebody who was slow.
+SERVERS_DOING = ("ReadOnlySqlTransaction", "IdleInTransactionSessionTimeout", "TransactionTimeout")
 DEFAULT_PORT = 5432
 
 
@@ -53,8 +56,7 @@ def _count_hosts(url: URL) -> int:
 
 
 def _count_read_only_as_lost(engine: Engine) -> None:
-    # psycopg takes it for an error of its own user, as if somebody had asked for a read-only transaction.
-    engine.dialect.dbapi_exception_translation_map = {"ReadOnlySqlTransaction": "OperationalError"}
+    engine.dialect.dbapi_exception_translation_map = dict.fromkeys(SERVERS_DOING, "OperationalError")
 
     @event.listens_for(engine, "handle_error")
     def on_error(context: ExceptionContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -65,6 +66,14 @@ def test_a_write_that_a_server_refuses_as_read_only_is_worth_another_try_on_anot
         session.add(OrgRow(slug="a", name="A"))
     assert isinstance(raised.value, DATABASE_AWAY) and raised.value.connection_invalidated
     assert backend(db) != before
+
+
+def test_a_transaction_that_the_server_ended_because_nobody_went_on_with_it_is_worth_another_try(db) -> None:
+    with pytest.raises(DATABASE_AWAY, match="timeout") as raised, db.write() as session:
+        session.execute(text("SET idle_in_transaction_session_timeout = 20"))
+        time.sleep(0.5)
+        session.execute(text("SELECT 1"))
+    assert raised.value.connection_invalidated
 
 
 def test_a_read_takes_another_connection_where_the_server_has_become_read_only(db) -> None:
