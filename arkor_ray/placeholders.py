@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
+from urllib.parse import parse_qs, unquote, unquote_plus
+
+from arkor_ray.db.url import SCHEME_AND_LOGIN
 
 _WORDS = frozenset({
     "1234", "12345", "123456", "1234567", "12345678", "123456789", "1234567890", "abc123", "admin", "arkor", "arkorray",
@@ -22,8 +24,7 @@ _WORDS = frozenset({
     "xxxx", "xxxxxxxx", "yourpassword", "yoursecret", "yourtoken",
 })  # fmt: skip
 
-# As SQLAlchemy reads a URL, which differs from urlsplit where a password has a "/", "?" or "#" that is not escaped.
-_USER_AND_PASSWORD = re.compile(r"[\w+]+://[^:/]*:(?P<password>[^@]*)@")
+_LOGIN = re.compile(SCHEME_AND_LOGIN)
 _PARAMETER = re.compile(r"[?&](?P<name>[^&=]*)=(?P<value>[^&]*)")
 _SECRET_PARAMETERS = ("password", "sslpassword")
 
@@ -36,13 +37,12 @@ def is_placeholder(secret: str, *names: str) -> bool:
 
 def weak_secrets(database_url: str, *, s3: bool, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
     """A sentence for each secret of a cluster that is a placeholder. It names the variable and never the value."""
-    parts = urlsplit(database_url)
-    user, given = (
-        unquote(parts.username or ""),
-        parse_qs(parts.query, keep_blank_values=True).get("password", [None])[-1],
-    )
-    if parts.password is not None:
-        given = unquote(parts.password)
+    login = _LOGIN.match(database_url)
+    user = unquote(login["user"] or "") if login is not None else ""
+    query = database_url[login.end() if login is not None else 0 :].partition("?")[2]
+    given = parse_qs(query, keep_blank_values=True).get("password", [None])[-1]
+    if login is not None and login["password"] is not None:
+        given = unquote(login["password"])
     if given is not None and is_placeholder(given, user):
         yield (
             "ARKOR_RAY_DATABASE_URL has a password that anybody would guess; choose another, or leave the colon and the "
@@ -74,8 +74,8 @@ def database_passwords(url: str) -> set[str]:
 
 
 def _password_spans(url: str) -> list[tuple[int, int]]:
-    login = _USER_AND_PASSWORD.match(url)
-    spans = [login.span("password")] if login is not None else []
+    login = _LOGIN.match(url)
+    spans = [login.span("password")] if login is not None and login["password"] is not None else []
     query = url.find("?", login.end() if login is not None else 0)
     if query >= 0:
         parameters = _PARAMETER.finditer(url, query)

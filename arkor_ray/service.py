@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 import httpx
+from sqlalchemy.exc import SQLAlchemyError
 
-from arkor_ray.db.session import DATABASE_AWAY, Database, reason
+from arkor_ray.db.session import Database, reason
 from arkor_ray.errors import ServiceUnavailableError
 from arkor_ray.jobs.controller import ensure_controller
 from arkor_ray.placeholders import shown_database_url
@@ -61,7 +62,8 @@ def check_database(settings: Settings) -> None:
     try:
         with contextlib.closing(Database(settings.database_url)) as db:
             db.engine.connect().close()
-    except (*DATABASE_AWAY, OSError) as error:  # OSError: the folder of an SQLite database cannot be made
+    # Also what no waiting mends: a parameter of the URL that libpq does not know, a folder of SQLite's that cannot be made.
+    except (SQLAlchemyError, OSError) as error:
         shown = shown_database_url(settings.database_url)
         raise ServiceUnavailableError(f"ARKOR_RAY_DATABASE_URL: {shown} cannot be opened: {reason(error)}") from error
 

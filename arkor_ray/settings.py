@@ -18,12 +18,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from arkor_ray.catalogue import Catalogue, read_catalogue
+from arkor_ray.db.url import check_hosts
 from arkor_ray.errors import InvalidRequestError, ModelError
 from arkor_ray.placeholders import weak_secrets
 from arkor_ray.schemas.address import check_s3_endpoint, check_web_address, is_loopback
 from arkor_ray.schemas.model import HUB_ID, CatalogueEntry
 
 DEMO_BASE = "arkor-ray/demo-base"  # `arkor-ray up` makes it and puts it into the embedded catalogue
+DATABASE_SCHEME = re.compile(r"(?P<name>[\w+]+)://")
 DOMAIN = re.compile(r"(?=.{1,200}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 
 
@@ -39,7 +41,10 @@ class Settings(BaseSettings):
         default=Path(".arkor-ray"), description="Database, objects and caches of the embedded default."
     )
     database_url: str = Field(
-        default="", repr=False, description="sqlite:///PATH or postgresql://…; empty: SQLite in data_dir."
+        default="",
+        repr=False,
+        description="sqlite:///PATH or postgresql://…; empty: SQLite in data_dir. Of several PostgreSQL servers, "
+        "HOST1:5432,HOST2:5432, the one that takes writes is used.",
     )
     storage_url: str = Field(default="", description="file:///DIR or s3://BUCKET/PREFIX; empty: a folder in data_dir.")
     s3_endpoint_url: str | None = Field(default=None, description="For S3 other than AWS: MinIO, Ceph, R2.")
@@ -189,11 +194,13 @@ class Settings(BaseSettings):
             fill(self, "database_url", f"sqlite:///{self.data_dir / 'arkor.db'}")
         if not self.storage_url:
             fill(self, "storage_url", (self.data_dir / "storage").as_uri())
-        scheme = urlsplit(self.database_url).scheme
+        found = DATABASE_SCHEME.match(self.database_url)
+        scheme = found["name"] if found else ""
         if scheme.split("+")[0] not in ("sqlite", "postgresql", "postgres"):
             raise ValueError(
                 f"ARKOR_RAY_DATABASE_URL: {scheme}:// is not supported; use sqlite:///PATH or postgresql://…"
             )
+        check_hosts(self.database_url)
         storage = urlsplit(self.storage_url)
         if storage.scheme not in ("file", "s3") or (storage.scheme == "s3" and not storage.netloc):
             raise ValueError("ARKOR_RAY_STORAGE_URL: use file:///absolute/dir or s3://bucket/prefix")

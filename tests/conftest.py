@@ -13,6 +13,7 @@ import pytest
 from arkor_ray.telemetry import metrics, tracing
 from tests.servers.ceph import running_ceph
 from tests.servers.postgres import running_postgres
+from tests.servers.postgres_pair import PostgresPair, running_pair
 from tests.servers.processes import ServerMissingError, required
 from tests.servers.s3 import S3Endpoint, running_moto
 from tests.telemetry.recorded import Recorded
@@ -61,6 +62,16 @@ def postgres_url() -> Iterator[str]:
     try:
         with TemporaryDirectory(prefix="postgres-") as folder, running_postgres(Path(folder)) as url:
             yield url
+    except ServerMissingError as error:
+        _skip_or_fail(error)
+
+
+@pytest.fixture
+def postgres_pair() -> Iterator[PostgresPair]:
+    """A primary and its standby, for a test that ends one of them."""
+    try:
+        with TemporaryDirectory(prefix="postgres-") as folder, running_pair(Path(folder)) as pair:
+            yield pair
     except ServerMissingError as error:
         _skip_or_fail(error)
 

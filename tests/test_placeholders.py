@@ -46,6 +46,8 @@ def test_the_users_own_name_is_no_password() -> None:
         "postgresql://arkor:@db/arkor",
         "postgresql+psycopg://arkor@db/arkor?password=secret",
         "postgresql://arkor@db/arkor?password=",
+        "postgresql://arkor:change-me@one:5432,[::1]:5432/arkor",
+        "postgresql://billing@one:5432,two:5432/arkor?password=billing",
     ],
 )
 def test_the_databases_placeholder_is_told_by_the_variable_and_not_shown(url: str) -> None:
@@ -61,6 +63,7 @@ def test_the_databases_placeholder_is_told_by_the_variable_and_not_shown(url: st
         "postgresql://db/arkor",
         "postgresql:///arkor?host=/run/postgresql",
         f"postgresql://arkor:{GOOD}@db/arkor",
+        f"postgresql://arkor:{GOOD}@one:5432,[::1]:5432/arkor",
         f"postgresql://arkor@db/arkor?password={GOOD}&sslmode=require",
     ],
 )
@@ -103,6 +106,8 @@ def test_rays_own_token_is_looked_at_too() -> None:
             "postgresql://u:***@h/db?sslpassword=***&password=***",
         ),
         ("postgresql:///arkor?host=/run/postgresql", "postgresql:///arkor?host=/run/postgresql"),
+        ("postgresql://u:SECRET@one:5432,two:5433/arkor", "postgresql://u:***@one:5432,two:5433/arkor"),
+        ("postgresql://u@one:5432,two:5433/arkor", "postgresql://u@one:5432,two:5433/arkor"),
         ("sqlite:////data/arkor.db", "sqlite:////data/arkor.db"),
     ],
 )

@@ -22,6 +22,21 @@ def test_a_database_that_is_away_is_named_without_its_password(tmp_path, form):
     assert "secret" not in raised.value.message
 
 
+def test_of_several_databases_that_are_away_each_is_told(tmp_path):
+    one, two = free_ports(2)
+    url = f"postgresql://arkor:secret@127.0.0.1:{one},127.0.0.1:{two}/arkor"
+    with pytest.raises(ServiceUnavailableError, match=rf"{one}.*refused.*{two}.*refused") as raised:
+        service.check_database(Settings.load(data_dir=tmp_path, database_url=url))
+    assert "secret" not in raised.value.message
+
+
+def test_a_parameter_that_libpq_does_not_know_is_told(tmp_path):
+    url = "postgresql://arkor:secret@127.0.0.1/arkor?target_session=read-write"
+    with pytest.raises(ServiceUnavailableError, match=r"ARKOR_RAY_DATABASE_URL: .*target_session") as raised:
+        service.check_database(Settings.load(data_dir=tmp_path, database_url=url))
+    assert "secret" not in raised.value.message
+
+
 def test_a_storage_that_does_not_answer_is_named_once_with_the_reason(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(service, "STORAGE_ANSWER_S", 2.0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")

@@ -79,6 +79,7 @@ def test_a_misspelt_setting_is_refused_with_the_name_it_may_have_meant(monkeypat
         ({"CLUSTER": "1", "DATABASE_URL": "postgresql://h/d"}, "ARKOR_RAY_STORAGE_URL=s3://"),
         ({"S3_ENDPOINT_URL": "http://127.0.0.1:9000"}, "ARKOR_RAY_STORAGE_URL"),
         ({"DATABASE_URL": "mysql://h/d"}, "postgresql://"),
+        ({"DATABASE_URL": "postgresql://u:a@b:c@h/d"}, "ARKOR_RAY_DATABASE_URL cannot be read"),
         ({"STORAGE_URL": "file://dir"}, "three slashes"),
         ({"STORAGE_URL": "gs://bucket"}, "s3://bucket/prefix"),
         ({"STORAGE_URL": "s3:///prefix"}, "s3://bucket/prefix"),

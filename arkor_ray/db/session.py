@@ -13,40 +13,35 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
+from arkor_ray.db.postgres import postgres_engine
+from arkor_ray.db.url import for_sqlalchemy
+
 if TYPE_CHECKING:
     from arkor_ray.db.revisions import SchemaState
 
 logger = logging.getLogger(__name__)
 
-# What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again.
+# What says that the database cannot be reached now, rather than that a statement is wrong: worth trying again. It has a
+# PostgreSQL that shuts down, starts, is full or takes no writes (db/postgres.py), and transactions that gave way to others.
 DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 FOLD_MS = 2000
-CONNECT_S = 10  # a PostgreSQL that does not answer at all
-# One whose machine has vanished in the middle of a statement, or while a connection waits in the pool: libpq's words, where the
-# system's defaults are 15 minutes and two hours.
-GONE = {"tcp_user_timeout": 30_000, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 
 
 class Database:
     """An engine and its sessions. `write()` is serialised by the database, `read()` never waits for a writer.
 
     Args:
-        url: `sqlite:///PATH` or `postgresql://…` (psycopg 3 is used for the latter).
+        url: `sqlite:///PATH` or `postgresql://…` (psycopg 3 is used for the latter), also with several servers.
+
+    Raises ValueError or ArgumentError for a URL that cannot be read.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        parsed = make_url(url)
+        parsed = make_url(for_sqlalchemy(url))
         if parsed.get_backend_name() in ("postgres", "postgresql"):
-            self.engine = create_engine(
-                parsed.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,
-                pool_size=10,
-                max_overflow=20,
-                connect_args={"connect_timeout": CONNECT_S, **GONE},
-                hide_parameters=True,  # or an error that is logged would show the values of rows, a data set's token too
-            )
+            self.engine = postgres_engine(parsed)
         else:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -148,4 +143,4 @@ def _tune_sqlite(engine: Engine) -> None:
 
 def reason(error: Exception) -> str:
     """The driver's words in one line, without the statement and its parameters."""
-    return " ".join(str(getattr(error, "orig", error)).split())[:300]
+    return " ".join(str(getattr(error, "orig", error)).split())[:600]

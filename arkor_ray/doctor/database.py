@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
 
 SLOW_S = 0.05
 NAME = "database"
+CHECK_URL = "check ARKOR_RAY_DATABASE_URL and that it runs"
+SEVERAL = "postgresql://USER:PASSWORD@HOST1:5432,HOST2:5432/DATABASE"
 
 
 def check_database(url: str) -> Iterator[Finding]:
     from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
 
     from arkor_ray.db.session import Database
+    from arkor_ray.db.url import for_sqlalchemy
 
-    parsed = make_url(url)
+    parsed = make_url(for_sqlalchemy(url))
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
         yield _not_made_yet(Path(parsed.database or ""))
         return
@@ -35,6 +40,9 @@ def check_database(url: str) -> Iterator[Finding]:
         db = Database(url)
     except ModuleNotFoundError as error:
         yield fail(NAME, f"{shown} needs {error.name}, which is not installed", "pip install 'arkor-ray[postgres]'")
+        return
+    except ArgumentError as error:
+        yield fail(NAME, f"{shown} cannot be read: {error}", f"as in {SEVERAL}")
         return
     try:
         yield from _check_open(db, shown)
@@ -66,7 +74,7 @@ def _check_open(db: Database, shown: str) -> Iterator[Finding]:
                 connection.scalar(text("SELECT 1"))
                 times.append(time.perf_counter() - begun)
     except SQLAlchemyError as error:
-        yield fail(NAME, f"{shown} cannot be opened: {reason(error)}", "check ARKOR_RAY_DATABASE_URL and that it runs")
+        yield _read_only(db.url, shown) or fail(NAME, f"{shown} cannot be opened: {reason(error)}", CHECK_URL)
         return
     latency = median(times)
     said = f"{shown}, {'SQLite' if sqlite else 'PostgreSQL'} {version}, {1000 * latency:.1f} ms a query"
@@ -80,6 +88,40 @@ def _check_open(db: Database, shown: str) -> Iterator[Finding]:
             "set synchronous_commit to on, its default, for this server or for the service's user",
         )  # fmt: skip
     yield from check_tables(db)
+
+
+def _read_only(url: str, shown: str) -> Finding | None:
+    """What is wrong with servers that answer and take no writes, which the service passes by; None if that is not it."""
+    from sqlalchemy import make_url, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from arkor_ray.db.session import Database
+    from arkor_ray.db.url import for_sqlalchemy
+
+    if not url.startswith("postgres"):
+        return None
+    state = text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::bool")
+    anywhere = make_url(for_sqlalchemy(url)).update_query_dict({"target_session_attrs": "any", "connect_timeout": "2"})
+    with closing(Database(anywhere.render_as_string(hide_password=False))) as db:
+        try:
+            with db.engine.connect() as connection:
+                standby, read_only = connection.execute(state).one()
+                server = connection.connection.driver_connection.info  # type: ignore[union-attr]  # of psycopg
+                where = f"{server.host}:{server.port}"
+        except SQLAlchemyError:
+            return None
+    if standby:
+        return fail(
+            NAME, f"{shown}: {where} is a standby, which takes no writes, and no primary is named there that answers",
+            f"name the primary as well, as in {SEVERAL}; if it is lost, promote the standby: SELECT pg_promote()",
+        )  # fmt: skip
+    if read_only:
+        return fail(
+            NAME, f"{shown}: {where} is read-only, and no server is named there that takes writes",
+            "if it was set aside for another, name that one too; else look why (a full disk, an upgrade) and set "
+            "default_transaction_read_only to off where it is on: the server, the database or the user",
+        )  # fmt: skip
+    return None
 
 
 def check_tables(db: Database) -> Iterator[Finding]:

@@ -82,10 +82,13 @@ def test_another_revision_is_told_with_what_to_do(db: Database, revision: str, s
     assert revision in found.found
 
 
-def test_a_standby_that_takes_no_writes_fails(postgres: Database):
+def test_one_that_takes_no_writes_fails(postgres: Database):
     name = make_url(postgres.url).database
     execute(postgres, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    found = by_name(postgres.url)
+    (finding,) = check_database(postgres.url)
+    assert (finding.status, "read-only" in finding.found, "off" in finding.remedy) == (Status.FAIL, True, True)
+    any_server = make_url(postgres.url).update_query_dict({"target_session_attrs": "any"})
+    found = by_name(any_server.render_as_string(hide_password=False))
     assert found["database"].status is not Status.FAIL
     assert (found["database writes"].status, "read-only" in found["database writes"].found) == (Status.FAIL, True)
 
@@ -95,6 +98,12 @@ def test_one_that_is_away_is_named_without_its_password(form: str):
     (finding,) = check_database("postgresql://" + form.format(*free_ports(1)))
     assert (finding.status, "ARKOR_RAY_DATABASE_URL" in finding.remedy) == (Status.FAIL, True)
     assert "refused" in finding.found and "secret" not in finding.found
+
+
+def test_a_url_whose_servers_and_ports_are_not_as_many_is_told():
+    (finding,) = check_database("postgresql://arkor:secret@one,two/arkor?port=1,2,3")
+    assert (finding.status, "HOST1:5432,HOST2:5432" in finding.remedy) == (Status.FAIL, True)
+    assert "ports" in finding.found and "secret" not in finding.found
 
 
 def test_a_file_that_is_no_database_fails(tmp_path: Path):

@@ -21,8 +21,8 @@ from pathlib import Path
 from tests.servers.processes import HOST, ServerMissingError, dying_with_parent, free_port
 
 # Nothing here outlives the test run, so nothing waits for the disk; but what was committed must outlive a killed process, so
-# commits still wait for the log to be written.
-_OPTIONS = {"fsync": "off", "full_page_writes": "off"}
+# commits still wait for the log to be written. Its memory is in files of the folder: /dev/shm would keep that of a killed one.
+_OPTIONS = {"fsync": "off", "full_page_writes": "off", "dynamic_shared_memory_type": "mmap"}
 
 
 @contextmanager
@@ -33,33 +33,67 @@ def running_postgres(base: Path, host: str = HOST) -> Iterator[str]:
     `base` must be reachable by the user `postgres` when this runs as root. Raises `ServerMissingError` when it is not
     installed, `RuntimeError` when it does not start.
     """
-    programs = _programs()
+    make_data(base)
+    with serving_data(base, host) as server:
+        yield server.url
+
+
+class PostgresServer:
+    """A running one, at `address` (HOST:PORT)."""
+
+    def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
+        self.address = address
+        self.url = f"postgresql://test@{address}/postgres"
+        self._process = process
+
+    def kill(self) -> None:
+        """As when its machine fails: it says goodbye to nobody. Its other processes end as they notice."""
+        self._process.kill()
+        self._process.wait()
+
+
+def make_data(base: Path, source: PostgresServer | None = None) -> None:
+    """The data of a new server below `base`: empty, or those of a standby that follows `source`."""
     base.mkdir(parents=True, exist_ok=True)
-    prefix: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        user = pwd.getpwnam("postgres")
-        os.chown(base, user.pw_uid, user.pw_gid)
-        prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "env", f"HOME={base}"]
-    data, port = base / "data", free_port(host)
-    initdb = (programs / "initdb", "-D", data, "-U", "test", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
-    made = _call(*prefix, *initdb, cwd=base)
-    if made.returncode:
-        raise RuntimeError(f"initdb: {made.stderr.strip()[-800:]}")
+    prefix = _as_postgres(base)
+    data = base / "data"
+    if source is not None:
+        quick = ("--checkpoint=fast", "--no-sync")
+        _must(*prefix, _programs() / "pg_basebackup", "-D", data, "-d", source.url, "-R", *quick, cwd=base)
+        return
+    options = ("-U", "test", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
+    _must(*prefix, _programs() / "initdb", "-D", data, *options, cwd=base)
     with (data / "pg_hba.conf").open("a") as rules:
         rules.write("host all all samenet trust\n")
-    options = [f"-c{name}={value}" for name, value in {**_OPTIONS, "listen_addresses": host}.items()]
-    command = [*prefix, *dying_with_parent(str(programs / "postgres"), "-D", str(data), "-p", str(port), *options)]
+
+
+@contextmanager
+def serving_data(base: Path, host: str = HOST) -> Iterator[PostgresServer]:
+    """Runs a server on what `make_data` made below `base`; a standby answers too, to whoever only reads."""
+    port = free_port(host)
+    options = {**_OPTIONS, "listen_addresses": host, "unix_socket_directories": base}
+    server = (_programs() / "postgres", "-D", base / "data", "-p", port, *(f"-c{k}={v}" for k, v in options.items()))
+    command = [*_as_postgres(base), *dying_with_parent(*map(str, server))]
     with (base / "postgres.log").open("ab") as log:
-        server = subprocess.Popen([*command, f"-cunix_socket_directories={base}"], cwd=base, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=base, stdout=log, stderr=log)
     try:
-        while _call(programs / "pg_isready", "-h", host, "-p", str(port)).returncode:
-            if server.poll() is not None:
+        while _call(_programs() / "pg_isready", "-h", host, "-p", str(port)).returncode:
+            if process.poll() is not None:
                 raise RuntimeError(f"PostgreSQL does not start: {(base / 'postgres.log').read_text()[-800:]}")
             time.sleep(0.05)
-        yield f"postgresql://test@{host}:{port}/postgres"
+        yield PostgresServer(process, f"{host}:{port}")
     finally:
-        server.send_signal(signal.SIGQUIT)  # at once, as for a throw-away server it may be
-        server.wait()
+        process.send_signal(signal.SIGQUIT)  # at once, as for a throw-away server it may be
+        process.wait()
+
+
+def _as_postgres(base: Path) -> list[str]:
+    """What makes a command run as a user that PostgreSQL accepts, to whom `base` is given: it refuses to run as root."""
+    if os.geteuid() != 0:
+        return []
+    user = pwd.getpwnam("postgres")
+    os.chown(base, user.pw_uid, user.pw_gid)
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "env", f"HOME={base}"]
 
 
 def _programs() -> Path:
@@ -69,6 +103,12 @@ def _programs() -> Path:
     if not found and on_path is None:
         raise ServerMissingError("postgres not found: apt-get install postgresql")
     return (found[-1] if found else Path(str(on_path))).parent
+
+
+def _must(*command: str | Path, cwd: Path) -> None:
+    done = _call(*command, cwd=cwd)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip()[-800:]}")
 
 
 def _call(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
