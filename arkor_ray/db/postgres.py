@@ -18,6 +18,16 @@ SHORTEST_S = 2  # libpq waits for none less long
 # system's defaults are 15 minutes and two hours.
 GONE = {"tcp_user_timeout": 30_000, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 
+# The same for the server, which would keep the locks of whoever has vanished in the middle of a transaction for two hours, and
+# everybody who needs these rows waiting.
+SERVERS_LIMITS = {
+    "idle_in_transaction_session_timeout": "30s",
+    "lock_timeout": "10s",
+    "tcp_keepalives_idle": "15s",
+    "tcp_keepalives_interval": "5s",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
+}
 WRITABLE = "read-write"  # libpq's word for the servers that a connection may go to
 READ_ONLY = "25006"  # the SQLSTATE of a write that a standby, or a read-only server, refuses
 # Servers tell when they change, since PostgreSQL 14.
@@ -43,6 +53,7 @@ def postgres_engine(url: URL) -> Engine:
         connect_args={name: value for name, value in ours.items() if name not in url.query},
         hide_parameters=True,  # or an error that is logged would show the values of rows, a data set's token too
     )
+    _limit_what_the_server_waits_for(engine)
     _count_read_only_as_lost(engine)
     if url.query.get("target_session_attrs", WRITABLE) == WRITABLE:
         _leave_read_only_servers(engine)
@@ -53,6 +64,16 @@ def postgres_engine(url: URL) -> Engine:
 
 def _count_hosts(url: URL) -> int:
     return sum(len(hosts.split(",")) for hosts in url.normalized_query.get("host", ("",)))
+
+
+def _limit_what_the_server_waits_for(engine: Engine) -> None:
+    limits = "; ".join(f"SET SESSION {name} = '{value}'" for name, value in SERVERS_LIMITS.items())
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        # Not as libpq's `options`, which poolers such as PgBouncer refuse; committed, or a rollback would take them back.
+        connection.execute(limits)
+        connection.commit()
 
 
 def _count_read_only_as_lost(engine: Engine) -> None:

@@ -85,6 +85,7 @@ class Database:
             connection = connection.execution_options(sqlite_begin="IMMEDIATE")
             with connection.begin():
                 if connection.dialect.name == "postgresql":
+                    connection.execute(text("SET LOCAL lock_timeout = 0"))  # a migration may take minutes
                     connection.execute(text("SELECT pg_advisory_xact_lock(827364)"))
                 state = schema_state(connection)
                 if state.state == "newer":

@@ -101,3 +101,34 @@ def with_query(db: Database, **parameters: str | list[str]) -> Database:
 def backend(db: Database) -> int:
     with db.read() as session:
         return session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+
+
+def test_locks_of_somebody_who_has_vanished_in_a_transaction_are_given_up(db, monkeypatch) -> None:
+    monkeypatch.setitem(postgres.SERVERS_LIMITS, "idle_in_transaction_session_timeout", "1s")
+    with db.write() as session:
+        session.add(OrgRow(id="o", slug="o", name="before"))
+    rename = text("UPDATE orgs SET name = :name WHERE id = 'o'")
+    with closing(Database(db.url)) as vanished, closing(Database(db.url)) as other:
+        standing_still = vanished.engine.connect()
+        standing_still.execute(rename, {"name": "never"})
+        with other.write() as session:
+            session.execute(rename, {"name": "after"})
+        with pytest.raises(DATABASE_AWAY):
+            standing_still.commit()
+        standing_still.invalidate()
+        with db.read() as session:
+            assert session.scalar(text("SELECT name FROM orgs")) == "after"
+
+
+def test_a_lock_that_somebody_holds_is_waited_for_and_then_counts_as_a_database_that_is_away(db, monkeypatch) -> None:
+    monkeypatch.setitem(postgres.SERVERS_LIMITS, "lock_timeout", "200ms")
+    rename = text("UPDATE orgs SET name = 'after'")
+    with db.write() as session:
+        session.add(OrgRow(id="o", slug="o", name="before"))
+    with closing(Database(db.url)) as patient, db.write() as session:
+        session.execute(rename)
+        with pytest.raises(DATABASE_AWAY, match="lock timeout"), patient.write() as late:
+            late.execute(rename)
+    with closing(Database(db.url)) as again, again.read() as session:
+        session.rollback()  # takes nothing back of what the connection was told
+        assert session.scalar(text("SHOW lock_timeout")) == "200ms"
