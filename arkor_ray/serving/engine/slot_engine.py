@@ -208,7 +208,10 @@ class SlotEngine:
             )
 
     async def _submit(self, request: GenRequest, *, scoring: bool) -> tuple[asyncio.Queue[Any], Sequence]:
-        self.check_health()
+        try:
+            self.check_health()
+        except InternalError as error:  # this replica's fault, and soon there is another
+            raise ServiceUnavailableError(f"This replica cannot answer: {error.message}", retry_after=2) from error
         if len(self._batcher.waiting) >= self.config.max_waiting:
             raise ServiceUnavailableError(f"{self.config.max_waiting} requests are waiting already.", retry_after=1)
         packed = None
@@ -381,9 +384,9 @@ class SlotEngine:
         except Exception as error:
             if device_fault(error):
                 raise
-            known = isinstance(error, ArkorError)
-            logger.warning("%s cannot be placed: %s", sequence.request.adapter_id, error, exc_info=not known)
-            sequence.emit(_as_arkor(error))
+            adapter_id, known = sequence.request.adapter_id, isinstance(error, ArkorError)
+            logger.warning("Adapter %s cannot be placed: %s", adapter_id, error, exc_info=not known)
+            sequence.emit(error if known else InternalError(f"Adapter {adapter_id} cannot be placed: {error!r}"))
             return Placing.REFUSED
 
     def _pin(self, sequence: Sequence) -> Placing:

@@ -161,7 +161,7 @@ async def test_adapter_that_cannot_be_copied_fails_alone(llama, make_adapters, m
     running = asyncio.create_task(answer(engine, PROMPT, 100))
     await until(lambda: engine.stats().decode_steps)
     for _ in range(4):
-        with pytest.raises(InternalError, match="no room"):
+        with pytest.raises(InternalError, match=r"Adapter bad cannot be placed.*no room"):
             await asyncio.wait_for(answer(engine, PROMPT, 8, "bad"), 20)
     assert await answer(engine, PROMPT, 8, "good") == peft_answer(llama, adapters["good"], PROMPT, 8)
     assert await running == peft_answer(llama, None, PROMPT, 100)
@@ -184,6 +184,9 @@ async def test_replica_that_can_copy_no_adapter_is_unhealthy(llama, make_adapter
         with pytest.raises((InternalError, RuntimeError), match="no room"):
             await (answer(engine, PROMPT, 4, name) if name != "d" else engine.preload(await source.weights(name)))
     assert not healthy(engine)
+    with pytest.raises(ServiceUnavailableError, match="None of the last 3 adapters") as error:
+        await answer(engine, PROMPT, 4)
+    assert error.value.retry_after is not None, "another replica will answer"
 
 
 async def test_device_that_fails_is_not_the_adapters_fault(llama, make_adapters, make_engine, monkeypatch):
