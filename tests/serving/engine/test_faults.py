@@ -241,15 +241,17 @@ async def test_prompt_that_cannot_be_read_fails_alone(llama, make_engine, monkey
 
 
 class Failing:
-    """A grammar that allows every token, until it fails at one of them."""
+    """A grammar that allows every token, until it is told to fail."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self) -> None:
+        self._failed = False
+
+    def fail(self) -> None:
+        self._failed = True
 
     def mask(self) -> Any:
-        if not self.left:
+        if self._failed:
             raise InternalError("the grammar failed")
-        self.left -= 1
         return np.full(VOCAB // 32, -1, dtype=np.int32)
 
     def accept(self, token: int) -> bool:
@@ -260,13 +262,15 @@ async def test_neighbour_of_a_failing_grammar_keeps_all_it_has_read(llama, make_
     """It moves into the row that is free now, in the middle of the step in which it gets its next token."""
     draw = random.Random(4)
     prompt = [draw.randrange(3, VOCAB) for _ in range(9)]
-    engine = make_engine(llama, prefill_budget=64)
-    failing = asyncio.create_task(answer(engine, PROMPT * 3, 80, grammar=Failing(20)))
+    engine, grammar = make_engine(llama, prefill_budget=64, max_len=512), Failing()
+    failing = asyncio.create_task(answer(engine, PROMPT * 3, 500, grammar=grammar))
     await until(lambda: engine.stats().rows_busy)
-    neighbour = asyncio.create_task(answer(engine, prompt, 60))
+    neighbour = asyncio.create_task(answer(engine, prompt, 300))
+    await until(lambda: engine.stats().rows_busy == 2)
+    grammar.fail()
     with pytest.raises(InternalError, match="the grammar failed"):
         await failing
-    assert await neighbour == peft_answer(llama, None, prompt, 60)
+    assert await neighbour == peft_answer(llama, None, prompt, 300)
 
 
 async def test_values_that_are_not_finite_do_not_outlive_their_request(llama, make_engine):
@@ -288,14 +292,14 @@ async def test_values_that_are_not_finite_do_not_outlive_their_request(llama, ma
 
 
 async def test_fault_while_a_client_leaves_does_not_end_the_engine(llama, make_engine, monkeypatch):
-    engine = make_engine(llama)
+    engine = make_engine(llama, max_len=512)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("row not moved")
 
-    leaver = engine.generate(GenRequest("g", tuple(PROMPT), 120))
+    leaver = engine.generate(GenRequest("g", tuple(PROMPT), 500))
     await anext(leaver)
-    stays = asyncio.create_task(answer(engine, PROMPT, 120))
+    stays = asyncio.create_task(answer(engine, PROMPT, 500))
     await until(lambda: engine.stats().rows_busy == 2)
     with monkeypatch.context() as patch:
         patch.setattr(engine._runner.cache, "move_row", broken)
