@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from arkor_ray.serving.engine.interface import GenRequest, TokenEvent
-from arkor_ray.serving.engine.lora_slots import SlotLayout
 from arkor_ray.serving.engine.lora_weights import LoraWeights
 from arkor_ray.serving.engine.sampler import RowSampler
+from arkor_ray.serving.engine.slot_layout import SlotLayout
 from arkor_ray.serving.engine.slot_table import SlotTable
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Placing(Enum):
     READY = "ready"
     FULL = "every slot has live requests"
     ABSENT = "the weights must be read first"
+    REFUSED = "it cannot be had, and the sequence has been told why"
 
 
 @dataclass(eq=False)
@@ -63,6 +64,8 @@ class Sequence:
     """Generated so far."""
     logprobs: list[float] = field(default_factory=list)
     """Of a scored prompt."""
+    finite: bool = False
+    """Whether the logits that it led to last were looked at and found finite, hence also what is in the cache."""
     mask: Future[npt.NDArray[np.int32]] | None = None
     """What the request's grammar allows next, perhaps still being computed; asked for at `mask_asked`."""
     mask_asked: float = 0.0
@@ -115,9 +118,12 @@ class Batcher:
     def __iter__(self) -> Iterator[Sequence]:
         """Every sequence that is waiting or running."""
         yield from self.waiting
-        yield from self.decoding
-        if self.prefilling is not None:
-            yield self.prefilling
+        yield from self.running
+
+    @property
+    def running(self) -> list[Sequence]:
+        """By row."""
+        return [*self.decoding, *([] if self.prefilling is None else [self.prefilling])]
 
     @property
     def busy(self) -> int:
@@ -136,16 +142,19 @@ class Batcher:
     def next_prompt(self, now: float, place: Callable[[Sequence], Placing]) -> Sequence | None:
         """The next waiting sequence that can run, its prompt now to be read in row `len(decoding)`; None if none can.
 
-        `place` gives a sequence its slot, or tells why not.
+        `place` gives a sequence its slot, or tells why not; a refused one waits no longer.
         """
         if self.prefilling is not None or self.busy >= self.rows:
             return None
         draining = False
-        for sequence in self.waiting:
+        for sequence in tuple(self.waiting):
             if sequence.request.adapter_id is not None:
                 if draining:
                     continue
                 outcome = place(sequence)
+                if outcome is Placing.REFUSED:
+                    self.waiting.remove(sequence)
+                    continue
                 if outcome is not Placing.READY:
                     draining = outcome is Placing.FULL and now - sequence.submitted > self.patience
                     continue

@@ -107,7 +107,10 @@ class Engine(Protocol):
     """All coroutines may be called from any event loop; the engine's own thread does the work."""
 
     async def preload(self, weights: LoraWeights) -> bool:
-        """Puts the adapter into an idle slot. False when every slot is busy: it is read when a request asks for it."""
+        """Puts the adapter into an idle slot. False when every slot is busy: it is read when a request asks for it.
+
+        Raises AdapterError when the device has not the memory for its rank, ServiceUnavailableError when not now.
+        """
 
     def generate(self, request: GenRequest) -> AsyncIterator[list[TokenEvent]]:
         """The tokens as they come: those since the last look, one if the caller keeps up. Closing frees the row at once.

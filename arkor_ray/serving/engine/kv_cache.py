@@ -19,8 +19,8 @@ class LayerShape:
 class KVCache:
     """`k[layer]` is [rows, kv_heads, max_len, head_dim], `v[layer]` the same with value_dim.
 
-    Zeros, not empty memory: positions beyond a row's length are masked, but 0 * NaN would still be NaN. On CPU the
-    pages of rows that were never used stay unallocated.
+    Zeros, not empty memory: positions beyond a row's length are masked, but 0 * NaN would still be NaN. For the same reason
+    `clear` is for rows that may hold such values. On CPU the pages of rows that were never used stay unallocated.
     """
 
     def __init__(
@@ -39,6 +39,12 @@ class KVCache:
         for cache in (self.k, self.v):
             for tensor in cache.values():
                 tensor[target, :, :length] = tensor[source, :, :length]
+
+    def clear(self, row: int, length: int) -> None:
+        """Forgets the first `length` tokens of a row."""
+        for cache in (self.k, self.v):
+            for tensor in cache.values():
+                tensor[row, :, :length] = 0
 
     @property
     def size_bytes(self) -> int:

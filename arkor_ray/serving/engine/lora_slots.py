@@ -1,9 +1,5 @@
 """LoRA weights of many adapters beside one base model, in memory that is allocated once.
 
-All weights of a slot lie in one flat buffer, in the order in which a forward pass reads them, so that moving an adapter
-is one copy. Layers that read the same input (q, k and v; gate and up) form a group whose A matrices lie one below the
-other: one product gives the low-rank input of all of them.
-
 Prefill of one request multiplies with its slot directly. In a decode step every row has an adapter of its own, so each
 row keeps a copy of its adapter's weights ("row-resident") and the batch is one batched product, without gathering.
 """
@@ -11,104 +7,18 @@ row keeps a copy of its adapter's weights ("row-resident") and the batch is one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from arkor_ray.errors import AdapterError, ArkorError, ServiceUnavailableError
+from arkor_ray.serving.engine.faults import out_of_memory
 from arkor_ray.serving.engine.lora_weights import LoraWeights
+from arkor_ray.serving.engine.slot_layout import SlotLayout, Views
 
-_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-_ALIGN = 16  # elements; keeps every matrix on a cache line
 _STALE = -1  # a row whose copy is of a slot that has been written since
-
-
-@dataclass(frozen=True)
-class Group:
-    """Linear layers that read the same input, and where their weights lie in a flat buffer."""
-
-    linears: tuple[str, ...]
-    in_features: int
-    out_features: tuple[int, ...]
-    a_offset: int
-    b_offsets: tuple[int, ...]
-
-
-class SlotLayout:
-    """Where each matrix of an adapter of `rank` lies in a flat buffer of `size` elements."""
-
-    def __init__(self, linears: Mapping[str, tuple[int, int]], rank: int) -> None:
-        self.rank = rank
-        self.groups: list[Group] = []
-        offset = 0
-
-        def take(count: int) -> int:
-            nonlocal offset
-            start = offset
-            offset += -(-count // _ALIGN) * _ALIGN
-            return start
-
-        for names in _grouped(linears):
-            in_features = linears[names[0]][0]
-            outs = tuple(linears[name][1] for name in names)
-            a_offset = take(in_features * rank * len(names))
-            self.groups.append(Group(names, in_features, outs, a_offset, tuple(take(rank * out) for out in outs)))
-        self.size = offset
-
-    def a(self, flat: torch.Tensor, group: Group) -> torch.Tensor:
-        """[n, layers * rank, in] of flat buffers [n, size]: the A of the group's layers, one below the other."""
-        height = self.rank * len(group.linears)
-        part = flat[:, group.a_offset : group.a_offset + height * group.in_features]
-        return part.view(flat.shape[0], height, group.in_features)
-
-    def b(self, flat: torch.Tensor, group: Group, index: int) -> torch.Tensor:
-        """[n, rank, out] of the flat buffers [n, size]: the transposed, scaled B of one layer of the group."""
-        out, offset = group.out_features[index], group.b_offsets[index]
-        return flat[:, offset : offset + self.rank * out].view(flat.shape[0], self.rank, out)
-
-    def pack(self, weights: LoraWeights, dtype: torch.dtype) -> torch.Tensor:
-        """The adapter as one flat buffer [size] in host memory; smaller ranks are padded with zeros."""
-        full = all(
-            name in weights.pairs and weights.pairs[name].rank == self.rank
-            for group in self.groups
-            for name in group.linears
-        )
-        flat = torch.empty(1, self.size, dtype=dtype) if full else torch.zeros(1, self.size, dtype=dtype)
-        for group in self.groups:
-            a = self.a(flat, group)
-            for index, name in enumerate(group.linears):
-                pair = weights.pairs.get(name)
-                if pair is not None:
-                    top = index * self.rank
-                    a[0, top : top + pair.rank] = pair.a
-                    self.b(flat, group, index)[0, : pair.rank] = (pair.b.float() * pair.scale).t()
-        return flat[0]
-
-    def copy_padded(self, source: SlotLayout, old: torch.Tensor, new: torch.Tensor) -> None:
-        """Copies buffers [n, source.size] of a smaller rank into zeroed buffers [n, size] of this layout."""
-        n = old.shape[0]
-        for mine, theirs in zip(self.groups, source.groups, strict=True):
-            layers = len(mine.linears)
-            tall = self.a(new, mine).view(n, layers, self.rank, mine.in_features)
-            tall[:, :, : source.rank] = source.a(old, theirs).view(n, layers, source.rank, mine.in_features)
-            for index in range(layers):
-                self.b(new, mine, index)[:, : source.rank] = source.b(old, theirs, index)
-
-
-def _grouped(linears: Mapping[str, tuple[int, int]]) -> Iterable[tuple[str, ...]]:
-    """The names in model order, those with the same parent and input together."""
-    done: set[str] = set()
-    for name in linears:
-        if name in done:
-            continue
-        parent, _, leaf = name.rpartition(".")
-        family = next((f for f in _SAME_INPUT if leaf in f), (leaf,))
-        names = tuple(f"{parent}.{member}" for member in family if f"{parent}.{member}" in linears)
-        if len({linears[member][0] for member in names}) != 1:
-            names = (name,)
-        done.update(names)
-        yield names
 
 
 @dataclass
@@ -162,7 +72,30 @@ class SlotLinear(nn.Module):
         return y
 
 
-_Views = list[tuple[torch.Tensor, list[torch.Tensor]]]
+@dataclass(frozen=True)
+class _Memory:
+    """The memory of one layout and the views of it, in one piece: with parts of two, one adapter's weights would be written
+    where another's, or nobody's, are read."""
+
+    layout: SlotLayout
+    stack: torch.Tensor
+    """[slots, size], an adapter each."""
+    rows: torch.Tensor
+    """[rows, size], the row-resident copies; zeros are the base."""
+    slot_views: list[Views]
+    row_views: dict[int, Views] = field(default_factory=dict)
+    """Of the first n rows, by n; made when first needed."""
+
+    @classmethod
+    def allocate(
+        cls, layout: SlotLayout, *, slots: int, rows: int, dtype: torch.dtype, device: torch.device
+    ) -> _Memory:
+        stack = torch.zeros(slots, layout.size, dtype=dtype, device=device)
+        copies = torch.zeros(rows, layout.size, dtype=dtype, device=device)
+        views = [
+            [(a[0], [b[0] for b in bs]) for a, bs in layout.views(stack[slot : slot + 1])] for slot in range(slots)
+        ]
+        return cls(layout, stack, copies, views)
 
 
 class LoraSlots:
@@ -177,14 +110,18 @@ class LoraSlots:
         self._device = device
         self.slots = slots
         self.rows = rows
-        self.layout = SlotLayout(linears, rank)
+        self._memory = self._allocate(SlotLayout(linears, rank))
         self._groups = [_GroupState() for _ in self.layout.groups]
         self._states: list[list[_LinearState]] = []
         self._targets: list[frozenset[str]] = [frozenset()] * slots
         self._row_slot: list[int | None] = [None] * rows
-        self._allocate()
         self._wrap(model)
         self._off: bool = True
+
+    @property
+    def layout(self) -> SlotLayout:
+        """Of the rank that the memory has room for now."""
+        return self._memory.layout
 
     def pack(self, weights: LoraWeights) -> tuple[SlotLayout, torch.Tensor]:
         """The flat buffer of an adapter in the current layout; may be called from a loader thread."""
@@ -194,16 +131,31 @@ class LoraSlots:
         packed = layout.pack(weights, self._dtype)
         return layout, packed.pin_memory() if self._device.type == "cuda" else packed
 
+    def reserve(self, weights: LoraWeights) -> None:
+        """Makes room for the adapter's rank in every slot, if there is none. When it fails, everything is as before.
+
+        Raises AdapterError when the device could not hold that, ServiceUnavailableError when others use its memory now.
+        """
+        if weights.rank <= self.layout.rank:
+            return
+        layout = SlotLayout(self._linears, weights.rank)
+        try:
+            self._use_memory(self._grown(layout))
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Raised out here, where nothing refers to the failure any more: its traceback would keep what was allocated.
+        raise self._no_room(weights, layout)
+
     def write(self, slot: int, weights: LoraWeights, layout: SlotLayout, packed: torch.Tensor) -> None:
-        """Copies an adapter into a slot that no row uses. A larger rank re-allocates all slots first."""
-        if weights.rank > self.layout.rank:
-            self._grow(layout.rank if layout.rank >= weights.rank else weights.rank)
+        """Copies an adapter, for whose rank `reserve` has made room, into a slot that no row uses."""
         if layout.rank != self.layout.rank:
             packed = self.layout.pack(weights, self._dtype)
-        self._stack[slot].copy_(packed, non_blocking=True)
-        self._targets[slot] = frozenset(weights.pairs)
         # A row that still holds this slot's former adapter must not be taken for a copy of the new one.
         self._row_slot = [_STALE if held == slot else held for held in self._row_slot]
+        self._memory.stack[slot].copy_(packed, non_blocking=True)
+        self._targets[slot] = frozenset(weights.pairs)
 
     def use(self, slots: Sequence[int | None]) -> None:
         """Chooses the weights of the next forward pass: `slots[i]` belongs to row i, or the only one to a prefill.
@@ -216,7 +168,7 @@ class LoraSlots:
         elif len(distinct) == 1:
             slot = slots[0]
             assert slot is not None
-            self._activate(self._slot_views[slot], self._targets[slot])
+            self._activate(self._memory.slot_views[slot], self._targets[slot])
         else:
             for row, slot in enumerate(slots):
                 self._hold(row, slot)
@@ -225,18 +177,20 @@ class LoraSlots:
 
     def use_rows(self, n: int, targets: frozenset[str] | None = None) -> None:
         """Each of the first `n` rows with its own copy, on the layers named by `targets` (None: all of them)."""
-        if n not in self._row_views:
-            self._row_views[n] = self._views(self._row_flat[:n])
-        self._activate(self._row_views[n], frozenset(self._linears) if targets is None else targets)
+        memory = self._memory
+        if n not in memory.row_views:
+            memory.row_views[n] = memory.layout.views(memory.rows[:n])
+        self._activate(memory.row_views[n], frozenset(self._linears) if targets is None else targets)
 
     def _hold(self, row: int, slot: int | None) -> None:
         """Makes the row-resident copy of a slot, or of the base (zeros)."""
         if self._row_slot[row] == slot:
             return
+        self._row_slot[row] = _STALE  # until the copy is made
         if slot is None:
-            self._row_flat[row].zero_()
+            self._memory.rows[row].zero_()
         else:
-            self._row_flat[row].copy_(self._stack[slot])
+            self._memory.rows[row].copy_(self._memory.stack[slot])
         self._row_slot[row] = slot
 
     def forget(self) -> None:
@@ -244,11 +198,12 @@ class LoraSlots:
         for group in self._groups:
             group.seen = group.low = None
 
-    def _activate(self, views: _Views | None, targets: frozenset[str]) -> None:
+    def _activate(self, views: Views | None, targets: frozenset[str]) -> None:
         self.forget()
         if views is None:
             if not self._off:
-                for states in self._states:
+                for group, states in zip(self._groups, self._states, strict=True):
+                    group.a = None
                     for state in states:
                         state.b = None
             self._off = True
@@ -259,32 +214,38 @@ class LoraSlots:
             for name, state, b in zip(place.linears, states, bs, strict=True):
                 state.b = b if name in targets else None
 
-    def _views(self, flat: torch.Tensor) -> _Views:
-        return [
-            (
-                self.layout.a(flat, group).transpose(1, 2),
-                [self.layout.b(flat, group, i) for i in range(len(group.linears))],
-            )
-            for group in self.layout.groups
-        ]
+    def _allocate(self, layout: SlotLayout) -> _Memory:
+        return _Memory.allocate(layout, slots=self.slots, rows=self.rows, dtype=self._dtype, device=self._device)
 
-    def _allocate(self) -> None:
-        size = self.layout.size
-        self._stack = torch.zeros(self.slots, size, dtype=self._dtype, device=self._device)
-        self._row_flat = torch.zeros(self.rows, size, dtype=self._dtype, device=self._device)
-        self._slot_views = [
-            [(a[0], [b[0] for b in bs]) for a, bs in self._views(self._stack[slot : slot + 1])]
-            for slot in range(self.slots)
-        ]
-        self._row_views: dict[int, _Views] = {}
+    def _grown(self, layout: SlotLayout) -> _Memory:
+        """New memory, with the slots' adapters in it. The rows are empty: each takes its copy out of its slot again."""
+        grown = self._allocate(layout)
+        layout.copy_padded(self.layout, self._memory.stack, grown.stack)
+        return grown
 
-    def _grow(self, rank: int) -> None:
-        old_layout, stack, rows = self.layout, self._stack, self._row_flat
-        self.layout = SlotLayout(self._linears, rank)
-        self._allocate()
-        self.layout.copy_padded(old_layout, stack, self._stack)
-        self.layout.copy_padded(old_layout, rows, self._row_flat)
+    def _use_memory(self, memory: _Memory) -> None:
+        """Lets go of the memory until now, and of all views of it."""
+        self._activate(None, frozenset())
+        self._memory = memory
+        self._row_slot = [None] * self.rows
         self._set_spans()
+
+    def _no_room(self, weights: LoraWeights, layout: SlotLayout) -> ArkorError:
+        has = self.layout.rank
+        needed = (self.slots + self.rows) * layout.size * self._dtype.itemsize
+        said = (
+            f"Adapter {weights.adapter_id} has rank {weights.rank}, and the {self.slots} slots and {self.rows} rows of this "
+            f"replica have memory for rank {has}: {needed / 2**30:.1f} GiB more are not free. "
+        )
+        remedy = (
+            f"Train with loraR {has} or less, or serve the base model with fewer slots or rows (ARKOR_RAY_SERVING_SLOTS, "
+            "ARKOR_RAY_SERVING_ROWS, or its own in the catalogue)."
+        )
+        if self._device.type == "cuda":
+            _, total = torch.cuda.mem_get_info(self._device)
+            if needed <= total - torch.cuda.memory_allocated(self._device):
+                return ServiceUnavailableError(f"{said}Others use the device's memory now. {remedy}", retry_after=30)
+        return AdapterError(said + remedy)
 
     def _set_spans(self) -> None:
         for states in self._states:

@@ -18,6 +18,7 @@ import torch
 from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, ServiceUnavailableError
 from arkor_ray.serving.engine.base_model import BaseModel
 from arkor_ray.serving.engine.batcher import Batcher, Move, Packed, Placing, Sequence
+from arkor_ray.serving.engine.faults import device_fault
 from arkor_ray.serving.engine.grammar_masks import GrammarMasks
 from arkor_ray.serving.engine.interface import AdapterSource, EngineStats, FinishReason, GenRequest, TokenEvent
 from arkor_ray.serving.engine.lora_weights import LoraWeights
@@ -29,12 +30,12 @@ from arkor_ray.serving.single_flight import SingleFlight
 logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.05  # how often waiting requests are looked at when nothing runs
-_UNHEALTHY_AFTER = 3  # failed steps in a row
+_UNHEALTHY_AFTER = 3  # failed steps in a row, or different adapters in a row that could not be copied into a slot
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Sizes, all fixed at start except the rank, which grows to `max_rank` when an adapter needs it."""
+    """Sizes, all fixed at start except the rank, which grows up to `max_rank` when an adapter needs it and memory allows."""
 
     rows: int = 16
     """Requests that run at once."""
@@ -77,6 +78,7 @@ class SlotEngine:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         self._failures = 0
+        self._unplaced: set[str] = set()  # adapters that failed to be copied since one last was
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="slot-engine", daemon=True)
         self._thread.start()
@@ -101,6 +103,8 @@ class SlotEngine:
                 placed.set_result(self._place_idle(packed))
             except Exception as error:
                 placed.set_exception(error)
+                if device_fault(error):
+                    raise
 
         self._post(place)
         return await asyncio.wrap_future(placed)
@@ -173,6 +177,8 @@ class SlotEngine:
             raise InternalError("The engine's thread has ended.")
         if self._failures >= _UNHEALTHY_AFTER:
             raise InternalError(f"The engine's last {self._failures} steps failed.")
+        if len(self._unplaced) >= _UNHEALTHY_AFTER:
+            raise InternalError(f"None of the last {len(self._unplaced)} adapters could be copied into a slot.")
 
     def close(self) -> None:
         self._closing = True
@@ -202,7 +208,10 @@ class SlotEngine:
             )
 
     async def _submit(self, request: GenRequest, *, scoring: bool) -> tuple[asyncio.Queue[Any], Sequence]:
-        self.check_health()
+        try:
+            self.check_health()
+        except InternalError as error:  # this replica's fault, and soon there is another
+            raise ServiceUnavailableError(f"This replica cannot answer: {error.message}", retry_after=2) from error
         if len(self._batcher.waiting) >= self.config.max_waiting:
             raise ServiceUnavailableError(f"{self.config.max_waiting} requests are waiting already.", retry_after=1)
         packed = None
@@ -243,16 +252,15 @@ class SlotEngine:
     def _run(self) -> None:
         with torch.inference_mode():
             while not self._closing:
-                self._obey()
                 try:
+                    self._obey()
                     self._step()
-                    self._failures = 0
                 except Exception as error:
                     self._failures += 1
                     logger.exception("An engine step failed; its requests fail with it.")
-                    self._fail([s for s in self._batcher if s not in self._batcher.waiting], _as_arkor(error))
+                    self._drop(self._batcher.running, _as_arkor(error))
                 self._deliver()
-        self._fail(list(self._batcher), ServiceUnavailableError("The inference replica is stopping.", retry_after=1))
+        self._drop(list(self._batcher), ServiceUnavailableError("The inference replica is stopping.", retry_after=1))
         self._deliver()
 
     def _obey(self) -> None:
@@ -283,9 +291,24 @@ class SlotEngine:
                 break
             if not sequence.read:
                 sequence.request.timing.placed = time.monotonic()
-            budget -= self._prefill(sequence, budget)
+            budget -= self._read_prompt(sequence, budget)
         if self._batcher.decoding:
             self._decode()
+
+    def _read_prompt(self, sequence: Sequence, budget: int) -> int:
+        """Reads on in the prompt, and returns how much of `budget` that took. If it fails, it fails the sequence only: nothing
+        but its own row was written."""
+        try:
+            count = self._prefill(sequence, budget)
+        except Exception as error:
+            if device_fault(error):
+                raise
+            self._failures += 1
+            logger.exception("A prompt could not be read; its request fails.")
+            self._fail([sequence], _as_arkor(error))
+            return budget
+        self._failures = 0
+        return count
 
     def _prefill(self, sequence: Sequence, budget: int) -> int:
         count = min(sequence.prompt_left, budget)
@@ -313,22 +336,26 @@ class SlotEngine:
         )
         self._counters.decode_steps += 1
         self._draw(sequences, logits)
+        self._failures = 0  # not after a turn without a forward pass, which shows nothing
 
     def _draw(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
         """Gives each sequence a token, but for those whose mask is not there yet: the next step computes their logits
         again, so that no grammar can hold up the other rows."""
         ready, masks, failed = self._masks.take(sequences)
-        for sequence, error in failed:
-            self._fail([sequence], _as_arkor(error))
         if ready:
             drawn = [sequences[row] for row in ready]
             logits = logits if len(drawn) == len(sequences) else logits[ready]
             self._accept(drawn, sample(logits, [s.sampler for s in drawn], masks))
+        # Last: a row that moves takes along the tokens its sequence counts, and the one that this step read is among them
+        # only once the next is accepted.
+        for sequence, error in failed:
+            self._fail([sequence], _as_arkor(error))
 
     def _accept(self, sequences: list[Sequence], tokens: list[int | None]) -> None:
         done: list[Sequence] = []
         going: list[Sequence] = []
         for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.finite = token is not None
             if token is None:
                 name = sequence.request.adapter_id or "the base model"
                 sequence.emit(InternalError(f"The logits of {name} are not finite for this prompt."))
@@ -351,7 +378,18 @@ class SlotEngine:
             self._remove(done)
 
     def _place(self, sequence: Sequence) -> Placing:
-        """Pins the sequence's adapter in a slot, copying it there first if need be."""
+        """Pins the sequence's adapter in a slot. One that cannot be placed fails alone, unless the device is at fault."""
+        try:
+            return self._pin(sequence)
+        except Exception as error:
+            if device_fault(error):
+                raise
+            adapter_id, known = sequence.request.adapter_id, isinstance(error, ArkorError)
+            logger.warning("Adapter %s cannot be placed: %s", adapter_id, error, exc_info=not known)
+            sequence.emit(error if known else InternalError(f"Adapter {adapter_id} cannot be placed: {error!r}"))
+            return Placing.REFUSED
+
+    def _pin(self, sequence: Sequence) -> Placing:
         adapter_id = sequence.request.adapter_id
         assert adapter_id is not None
         slot = self._table.pin(adapter_id)
@@ -372,6 +410,21 @@ class SlotEngine:
         adapter_id = packed.weights.adapter_id
         if self._table.resident(adapter_id):
             return True
+        try:
+            placed = self._copy(packed)
+        except ArkorError:  # refused for what it is
+            raise
+        except Exception:
+            self._unplaced.add(adapter_id)
+            raise
+        if placed:
+            self._unplaced.clear()
+            self._counters.adapter_loads += 1
+        return placed
+
+    def _copy(self, packed: Packed) -> bool:
+        adapter_id = packed.weights.adapter_id
+        self._runner.lora.reserve(packed.weights)  # before a slot is taken: nobody is evicted for one without room
         slot = self._table.place(adapter_id)
         if slot is None:
             return False
@@ -380,7 +433,6 @@ class SlotEngine:
         except BaseException:
             self._table.remove(adapter_id)
             raise
-        self._counters.adapter_loads += 1
         return True
 
     def _take_read(self, sequence: Sequence, read: Future[Packed]) -> None:
@@ -391,13 +443,23 @@ class SlotEngine:
         else:
             sequence.packed = read.result()
 
+    def _drop(self, sequences: list[Sequence], error: ArkorError) -> None:
+        """Fails all that run, perhaps also some that wait, without the device, which may be what failed: no row is left."""
+        for sequence in sequences:
+            sequence.emit(error)
+        self._batcher.remove({id(s) for s in sequences})
+
     def _fail(self, sequences: list[Sequence], error: ArkorError) -> None:
         for sequence in sequences:
             sequence.emit(error)
         self._remove(sequences)
 
     def _remove(self, sequences: list[Sequence]) -> None:
-        for move in self._batcher.remove({id(s) for s in sequences}):
+        gone = {id(s) for s in sequences}
+        for row, sequence in enumerate(self._batcher.running):
+            if id(sequence) in gone and not sequence.finite:
+                self._runner.cache.clear(row, len(sequence.request.prompt_ids) + len(sequence.tokens))
+        for move in self._batcher.remove(gone):
             self._move(move)
 
     def _move(self, move: Move) -> None:

@@ -91,6 +91,16 @@ def test_absent_weights_hold_nobody_up():
     assert found is other
 
 
+def test_refused_request_waits_no_longer_and_holds_nobody_up():
+    batcher = Batcher(4, SlotTable(1), patience=1.0)
+    before, refused, other = sequence("before"), sequence("refused"), sequence("other")
+    for each in (before, refused, other):
+        batcher.add(each)
+    outcomes = {before: Placing.ABSENT, refused: Placing.REFUSED, other: Placing.READY}
+    assert batcher.next_prompt(9.0, lambda s: outcomes[s]) is other
+    assert list(batcher.waiting) == [before]
+
+
 def test_expired_requests_leave_the_queue():
     batcher = Batcher(1, SlotTable(1))
     short, long = sequence(at=0.0, timeout=1.0), sequence(at=0.0, timeout=9.0)
