@@ -60,11 +60,16 @@ class JobWriter:
             if len(batch) > 1:
                 for entry in batch:
                     await self._settle([entry])
-            elif isinstance(error, JobEndedError | StaleAttemptError):
-                self.ended = True
-                batch[0][1].set_result(None)
+                return
+            ((_, done),) = batch
+            over = isinstance(error, JobEndedError | StaleAttemptError)
+            self.ended |= over
+            if done.cancelled():
+                return
+            if over:
+                done.set_result(None)
             else:
-                batch[0][1].set_exception(_plain(error))
+                done.set_exception(_plain(error))
             return
         for (_, done), result in zip(batch, results, strict=True):
             if not done.cancelled():

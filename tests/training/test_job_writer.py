@@ -59,3 +59,15 @@ def test_errors_that_are_ours_are_raised_as_they_are():
 
 def test_a_newer_attempt_is_no_error():
     assert write(raising(StaleAttemptError("at attempt 2"))) == ([None], True)
+
+
+def test_a_write_that_fails_after_its_caller_has_left_does_not_hold_up_the_next():
+    async def story():
+        writer = JobWriter(FakeDatabase())
+        leaving = asyncio.create_task(writer.write(raising(GoneError("no such job"))))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        return await writer.write(lambda _session: 1)
+
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == 1
