@@ -73,7 +73,7 @@ class RayInferenceGateway:
                 yield item
             finished = True
         except (Exception, asyncio.CancelledError) as error:
-            if _cancelled_by_us(error):
+            if serving.cancelled_by_us(error):
                 raise
             finished = True
             raise self._plain(error, "was lost while it answered") from error
@@ -132,7 +132,7 @@ class RayInferenceGateway:
                     if serving.arkor_cause(error) is None:
                         # Nobody answered: the application may be gone, so the next request looks anew.
                         self._handles.pop((base_model, precision), None)
-                    if _cancelled_by_us(error) or not self._may_retry(error):
+                    if serving.cancelled_by_us(error) or not self._may_retry(error):
                         raise self._plain(error, "could not begin to answer") from error
                     lost = error
             if loop.time() + delay > deadline:
@@ -194,7 +194,7 @@ class RayInferenceGateway:
 
     def _plain(self, error: BaseException, what: str) -> BaseException:
         """The ArkorError to raise for `error`; our own cancellation stays what it is."""
-        if _cancelled_by_us(error):
+        if serving.cancelled_by_us(error):
             return error
         if (cause := serving.arkor_cause(error)) is not None:
             return cause
@@ -214,10 +214,7 @@ class RayCluster:
         await serving.ensure_serving(base_model, base_precision)
 
     async def handle(self, base_model: str, base_precision: str) -> Any:
-        try:
-            return await serving.server_handle(base_model, base_precision)
-        except KeyError as error:
-            raise ServiceUnavailableError("The inference application has just been removed", retry_after=1) from error
+        return await serving.server_handle(base_model, base_precision)
 
     async def default_precision(self) -> str:
         """As the controller last said: it changes only when the first GPU joins, and a controller that hangs is no reason for
@@ -285,9 +282,3 @@ async def _admit(handle: Any, manifest: CheckpointManifest) -> None:
     except asyncio.CancelledError:
         response.cancel()
         raise
-
-
-def _cancelled_by_us(error: BaseException) -> bool:
-    """A replica that shuts down cancels its requests, and that arrives here as a cancellation that nobody asked for."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,8 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arkor_ray.api.error_handlers import error_response
 from arkor_ray.errors import InvalidRequestError, PayloadTooLargeError
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+from arkor_ray.schemas.base import UNSTORABLE
 
 
 class BodyLimit:
@@ -89,7 +87,7 @@ def _refuse_constant(name: str) -> Any:
 
 def _check_strings(value: Any) -> None:
     if isinstance(value, str):
-        if _UNSTORABLE.search(value):
+        if UNSTORABLE.search(value):
             raise _refusal("The body has a string with a NUL character or half a surrogate pair")
     elif isinstance(value, dict):
         for key, item in value.items():

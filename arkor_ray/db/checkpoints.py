@@ -28,8 +28,14 @@ def record(session: Session, manifest: CheckpointManifest) -> CheckpointRow:
             manifest=manifest.model_dump(mode="json"),
             created_at=manifest.created_at,
         )
-        session.add(row)
-        session.flush()
+        try:
+            with session.begin_nested():
+                session.add(row)
+        except IntegrityError:  # told by two attempts, a lost one and its successor, at the same moment
+            stored = session.get(CheckpointRow, manifest.adapter_id)
+            if stored is None:
+                raise
+            row = stored
     return row
 
 

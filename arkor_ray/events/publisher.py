@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from arkor_ray.db.tables import EventRow, JobRow
 from arkor_ray.errors import ConflictError, GoneError
 from arkor_ray.schemas import event
-from arkor_ray.schemas.base import utcnow
+from arkor_ray.schemas.base import storable, utcnow
 from arkor_ray.schemas.job import JobStatus
 
 
@@ -81,7 +81,8 @@ def finish(
     except JobEndedError:
         return False
     _append(session, job, [NewEvent(type, "end", fields)])
-    job.status, job.error, job.completed_at, job.dataset_token = status.value, error, utcnow(), None
+    job.status, job.completed_at, job.dataset_token = status.value, utcnow(), None
+    job.error = storable(error) if error is not None else None
     return True
 
 

@@ -37,6 +37,15 @@ def iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+# PostgreSQL's texts have no NUL, and half a surrogate pair is no UTF-8.
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """`text` as every database takes it, with U+FFFD for characters that it would refuse: an error may quote anything."""
+    return UNSTORABLE.sub("\ufffd", text)
+
+
 def _aware(value: Any) -> Any:
     if isinstance(value, datetime) and value.tzinfo is None:
         return value.replace(tzinfo=UTC)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from arkor_ray.schemas.base import WireModel, iso
+from arkor_ray.schemas.base import WireModel, iso, storable
 
 STARTED = "training.started"
 LOG = "training.log"
@@ -41,7 +41,7 @@ class Event(WireModel):
 
 
 def event_data(type: str, job_id: str, at: datetime, fields: dict[str, Any]) -> dict[str, Any]:
-    """The `data` object of an event. NaN and infinities, which are not JSON, become null."""
+    """The `data` object of an event. NaN and infinities, which are not JSON, become null; see `storable` for texts."""
     return {"type": type, "jobId": job_id, "timestamp": iso(at), **_json_safe(fields)}
 
 
@@ -58,8 +58,10 @@ _LOG_NAMES = {"eval_loss": "evalLoss", "learning_rate": "learningRate", "samples
 def _json_safe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return storable(value)
     if isinstance(value, dict):
-        return {str(k): _json_safe(v) for k, v in value.items()}
+        return {storable(str(k)): _json_safe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_json_safe(v) for v in value]
     return value

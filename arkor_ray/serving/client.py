@@ -27,11 +27,19 @@ _handles: dict[tuple[str, str], Any] = {}  # through which adapters were admitte
 
 
 async def server_handle(base_model: str, base_precision: str) -> Any:
-    """The deployment handle of LLMServer for this base. Raises KeyError if the application does not run (`ensure_serving`)."""
+    """The deployment handle of LLMServer for this base. Raises ServiceUnavailableError if the application does not run
+    (`ensure_serving`), or while nobody can say so."""
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     name = application_name(base_model, base_precision)
-    return await look_up(lambda: serve.get_deployment_handle("LLMServer", name))
+    try:
+        return await look_up(lambda: serve.get_deployment_handle("LLMServer", name))
+    except KeyError as error:
+        raise ServiceUnavailableError("The inference application has just been removed", retry_after=1) from error
+    except (RayError, RayServeException) as error:  # Serve's own controller is starting again
+        raise plain_error(error) from error
 
 
 async def ensure_serving(base_model: str, base_precision: str, patience_s: float = START_S) -> None:
@@ -66,7 +74,8 @@ async def admit(manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
         manifest: a CheckpointManifest as JSON.
         data: the bytes of adapter_model.safetensors, or None to let the replica read them from storage.
     """
-    import ray
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     base = manifest["base_model"], manifest["base_precision"]
     try:
@@ -81,12 +90,23 @@ async def admit(manifest: dict[str, Any], data: bytes | None) -> dict[str, Any]:
     handle = _handles[base]
     try:
         return await handle.options(session_id=manifest["adapter_id"]).admit.remote(manifest, data)
-    except ray.exceptions.RayError as error:
+    except (RayError, RayServeException, asyncio.CancelledError) as error:
+        if cancelled_by_us(error):
+            raise
         raise plain_error(error) from error
+
+
+def cancelled_by_us(error: BaseException) -> bool:
+    """Whether `error` is a cancellation that somebody asked of this task. A replica that shuts down cancels its requests, and
+    that arrives here as one that nobody asked for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def plain_error(error: BaseException) -> ArkorError:
     """The ArkorError inside a Ray error, or ServiceUnavailableError for a dead or unreachable process."""
+    if isinstance(error, asyncio.CancelledError):
+        return ServiceUnavailableError("The replica shut down before it answered", retry_after=2)
     last_line = (str(error).strip().splitlines() or [""])[-1][:300]
     return arkor_cause(error) or ServiceUnavailableError(f"{type(error).__name__}: {last_line}", retry_after=2)
 

@@ -7,18 +7,20 @@ again: the recorder drops what it already has.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
-from collections import deque
 from typing import Any, Protocol
 
-from arkor_ray.errors import ServiceUnavailableError, TrainingError
+from arkor_ray.errors import ArkorError, ServiceUnavailableError, TrainingError
+from arkor_ray.storage.retry import RetryPolicy, call_with_retries
 
 logger = logging.getLogger(__name__)
 
 STOP_POLL_SECONDS = 0.5
 MAX_BATCH = 200  # reports in one call
+UNTIL_CLOSED = RetryPolicy(math.inf, 0.2, 5.0)  # flush() says how long is too long
 
 
 class EventSink(Protocol):
@@ -109,7 +111,8 @@ class RayEventSink:
 
     Ray repeats a call whose recorder died, but not in order with others in flight; so each lane has only one. The first lane
     takes all that waits in one call. The second has the checkpoints, whose calls last until serving has loaded them; each
-    waits for what was told before it.
+    waits for what was told before it. A call that fails is made again, since the recorder drops what it has already, unless
+    what it says is that it will never take this.
     """
 
     def __init__(self, recorder: Any) -> None:
@@ -118,11 +121,10 @@ class RayEventSink:
         self._checkpoints: queue.Queue[tuple[int, dict[str, Any]] | None] = queue.Queue()
         self._progress = threading.Condition()
         self._told = self._durable = 0  # reports of the first lane: handed to us, and acknowledged
-        self._unrecorded: deque[tuple[int, dict[str, Any]]] = (
-            deque()
-        )  # log entries, each with its place among the reports
+        self._unrecorded: dict[int, dict[str, Any]] = {}  # log entries by their place among the reports, from 1
         self._announcing = 0  # checkpoints not yet acknowledged
-        self._error: Exception | None = None
+        self._refusal: Exception | None = None  # the first one
+        self._fault = ""  # why the last call that failed is being made again
         self._stop = threading.Event()
         self._closed = threading.Event()
         for target in (self._send_reports, self._send_checkpoints, self._watch_stop):
@@ -134,18 +136,23 @@ class RayEventSink:
     def log(self, entry: dict[str, Any]) -> None:
         with self._progress:
             self._report("log", entry)
-            self._unrecorded.append((self._told, entry))
+            self._unrecorded[self._told] = entry
 
     def unrecorded(self) -> list[dict[str, Any]]:
         with self._progress:
-            return [entry for _, entry in self._unrecorded]
+            return list(self._unrecorded.values())
 
     def notice(self, type: str, data: dict[str, Any]) -> None:
         self._report("notice", type, data)
 
     def stage(self, adapter_id: str, data: bytes) -> None:
+        import ray
+
         # Not waited for: an adapter that was not staged, or whose recorder died, is read from storage.
-        self._recorder.stage.remote(adapter_id, data)
+        try:
+            self._recorder.stage.remote(adapter_id, data)
+        except ray.exceptions.RayError as error:  # the bytes go through the object store, which may be full
+            logger.warning("Adapter %s is not staged: %s", adapter_id, error)
 
     def checkpoint(self, manifest: dict[str, Any]) -> None:
         with self._progress:
@@ -164,10 +171,10 @@ class RayEventSink:
                 # Not the end of the job: all its work is in storage, where the next attempt finds it.
                 raise ServiceUnavailableError(
                     f"{self._told - self._durable} events and {self._announcing} checkpoints did not reach the job's "
-                    f"recorder within {timeout:g} s."
+                    f"recorder within {timeout:g} s. {self._fault}".rstrip()
                 )
-            if self._error is not None:
-                raise TrainingError(f"The job's recorder refused an event: {self._error}") from self._error
+            if self._refusal is not None:
+                raise TrainingError(f"The job's recorder refused an event: {self._refusal}") from self._refusal
 
     def close(self) -> None:
         self._closed.set()
@@ -190,9 +197,9 @@ class RayEventSink:
                 batch.append(following)
             recorded = self._call("tell", batch)
             with self._progress:
+                for place in range(self._durable + 1, self._durable + 1 + len(batch)) if recorded else ():
+                    self._unrecorded.pop(place, None)
                 self._durable += len(batch)
-                while recorded and self._unrecorded and self._unrecorded[0][0] <= self._durable:
-                    self._unrecorded.popleft()
                 self._progress.notify_all()
 
     def _send_checkpoints(self) -> None:
@@ -206,15 +213,27 @@ class RayEventSink:
                 self._progress.notify_all()
 
     def _call(self, method: str, *args: Any) -> Any:
-        """Its answer, when the recorder has it for good; None if it refused, which flush() raises again."""
+        """Its answer, once the recorder has it for good; None if it refused, which flush() raises again, or we are closed."""
         import ray
 
+        def passes(error: Exception) -> bool:
+            self._fault = f"It says: {_cause(error)}"
+            return not _is_refusal(_cause(error))
+
         try:
-            return ray.get(getattr(self._recorder, method).remote(*args))
+            answer = call_with_retries(
+                lambda _failures: ray.get(getattr(self._recorder, method).remote(*args)),
+                UNTIL_CLOSED,
+                is_transient=passes,
+                what=f"The recorder's {method}",
+                stop=self._closed,
+            )
         except Exception as error:
-            logger.error("The recorder refused %s: %s", method, error)
-            self._error = self._error or error
+            logger.error("The recorder did not take %s: %s", method, error)
+            self._refusal = self._refusal or _cause(error)
             return None
+        self._fault = ""
+        return answer
 
     def _watch_stop(self) -> None:
         import ray
@@ -227,3 +246,20 @@ class RayEventSink:
             except Exception as error:  # the recorder is restarting; the next poll tells
                 logger.warning("Cannot ask the recorder whether to stop: %s", error)
                 time.sleep(1)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the recorder will say the same next time, because of what it was told. Anything else may pass: a database that
+    fails over, a recorder that starts again."""
+    from ray.exceptions import RayError
+
+    if isinstance(error, RayError | ServiceUnavailableError):  # some of Ray's are ValueErrors besides
+        return False
+    return isinstance(error, ArkorError | ValueError | TypeError | LookupError | AttributeError)
+
+
+def _cause(error: Exception) -> Exception:
+    """What the recorder raised; Ray's own error where it raised nothing."""
+    from ray.exceptions import RayTaskError
+
+    return error.cause if isinstance(error, RayTaskError) else error

@@ -29,7 +29,8 @@ class JobSpec:
     it has there (empty: the reference), for metrics, and `model_cache` the
     folder of each node for base models that come from S3. `cpus_per_worker` is what Ray reserves, small so that a laptop
     has room for serving besides; it limits no threads. `nodes` is the label selector of the nodes to train on. `scratch_dir`
-    is a local folder of the machine for spooled checkpoints; it may vanish at any time.
+    is a local folder of the machine for spooled checkpoints; it may vanish at any time. `rows_per_pass` is what goes through
+    one forward pass where `config.batch_size` did not fit into memory.
     """
 
     job_id: str
@@ -46,6 +47,7 @@ class JobSpec:
     cpus_per_worker: float = 0.5
     nodes: dict[str, str] = field(default_factory=dict)
     scratch_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "arkor-ray-training")
+    rows_per_pass: int | None = None
 
     def open_store(self) -> ObjectStore:
         return open_store(self.storage_url, endpoint_url=self.s3_endpoint_url)

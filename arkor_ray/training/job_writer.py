@@ -7,9 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.orm import Session
 
-from arkor_ray.db.session import DATABASE_AWAY, Database
+from arkor_ray.db.session import DATABASE_AWAY, Database, reason
+from arkor_ray.errors import InternalError, ServiceUnavailableError
 from arkor_ray.events.publisher import JobEndedError, StaleAttemptError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,11 @@ class JobWriter:
         self._task: asyncio.Task[None] | None = None
 
     async def write(self, operation: Callable[[Session], T]) -> T | None:
-        """Runs `operation` in the next transaction, in order of calls; None if the job has ended. Raises what it raises."""
+        """Runs `operation` in the next transaction, in order of calls; None if the job has ended.
+
+        Raises what it raises; for the database's own errors InternalError where the values are at fault, and
+        ServiceUnavailableError for the others, which trying again may mend.
+        """
         if self.ended:
             return None
         if self._task is None:
@@ -54,11 +60,16 @@ class JobWriter:
             if len(batch) > 1:
                 for entry in batch:
                     await self._settle([entry])
-            elif isinstance(error, JobEndedError | StaleAttemptError):
-                self.ended = True
-                batch[0][1].set_result(None)
+                return
+            ((_, done),) = batch
+            over = isinstance(error, JobEndedError | StaleAttemptError)
+            self.ended |= over
+            if done.cancelled():
+                return
+            if over:
+                done.set_result(None)
             else:
-                batch[0][1].set_exception(error)
+                done.set_exception(_plain(error))
             return
         for (_, done), result in zip(batch, results, strict=True):
             if not done.cancelled():
@@ -78,3 +89,14 @@ class JobWriter:
     def _transaction(self, operations: list[Callable[[Session], Any]]) -> list[Any]:
         with self._db.write() as session:
             return [operation(session) for operation in operations]
+
+
+def _plain(error: Exception) -> Exception:
+    """The database's error without its classes, which the process that asked need not have installed."""
+    if not isinstance(error, SQLAlchemyError):
+        return error
+    sentence = f"The database did not take it: {type(error).__name__}: {reason(error)}"
+    # A statement that did not get as far as the driver, or a value that does not fit its column.
+    if isinstance(error, DataError) or (isinstance(error, StatementError) and not isinstance(error, DBAPIError)):
+        return InternalError(sentence)
+    return ServiceUnavailableError(sentence)

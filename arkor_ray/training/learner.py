@@ -16,6 +16,7 @@ from arkor_ray.storage.base_files import BaseFiles
 from arkor_ray.training.batches import BatchPlan, TokenizedDataset, collate
 from arkor_ray.training.deepspeed import LearningRate, engine_config, prepare_deepspeed, start_engine, zero3_init
 from arkor_ray.training.loss import SelectiveLoss
+from arkor_ray.training.memory import naming_what_to_lower
 from arkor_ray.training.model import (
     add_lora,
     base_precision,
@@ -95,29 +96,31 @@ class Learner:
     def step(self, step: int, data: TokenizedDataset, stop_requested: bool) -> StepResult:
         """Update `step`: the mean loss over the supervised tokens of the global batch, whatever it is cut into.
 
-        Whether rank 0 was asked to stop travels with the loss, so that all workers know at the same step.
+        Whether rank 0 was asked to stop travels with the loss, so that all workers know at the same step. Raises
+        MemoryExhaustedError.
         """
         began = time.perf_counter()
         rate = self.learning_rate.set(self._engine, step)
         self._engine.train()
         tokens = data.supervised_tokens(self.plan.global_indices(step))
         local = 0.0
-        for indices in self.plan.micro_indices(step, self.worker.rank):
-            batch = collate(data, indices, self._pad_token_id)
-            summed = self._loss(self._engine, batch, self.worker.device)
-            # DeepSpeed averages gradients over workers and adds them up over micro-batches.
-            self._engine.backward(summed * (self.worker.world_size / max(1, tokens)), scale_wrt_gas=False)
-            self._engine.step()
-            local += float(summed.detach())
+        with naming_what_to_lower(self.config, self.plan.micro_batch):
+            for indices in self.plan.micro_indices(step, self.worker.rank):
+                batch = collate(data, indices, self._pad_token_id)
+                summed = self._loss(self._engine, batch, self.worker.device)
+                # DeepSpeed averages gradients over workers and adds them up over micro-batches.
+                self._engine.backward(summed * (self.worker.world_size / max(1, tokens)), scale_wrt_gas=False)
+                self._engine.step()
+                local += float(summed.detach())
         loss, stop = self.worker.total(local, float(stop_requested))
         return StepResult(loss, tokens, rate, stop > 0, time.perf_counter() - began)
 
     def evaluate(self, data: TokenizedDataset) -> float:
-        """Mean loss per supervised token of the whole set."""
+        """Mean loss per supervised token of the whole set. Raises MemoryExhaustedError."""
         self._engine.eval()
         size, world = self.plan.micro_batch, self.worker.world_size
         local = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), naming_what_to_lower(self.config, size):
             # As many rounds for everyone: under ZeRO-3 each forward pass is collective.
             for first in range(0, len(data), size * world):
                 start = first + self.worker.rank * size

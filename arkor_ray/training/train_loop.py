@@ -54,7 +54,7 @@ def train_loop_per_worker(config: LoopConfig) -> LoopResult | None:
     store = config.store or spec.open_store()
     train = _resolve(config.train)
     evaluation = _resolve(config.evaluation) if config.evaluation is not None else None
-    plan = batch_plan(job, len(train), worker.world_size)
+    plan = batch_plan(job, len(train), worker.world_size, spec.rows_per_pass)
     total = total_steps(job, plan)
     due = Due(job, total)
     base = spec.base_files()
@@ -113,12 +113,13 @@ def newest_state(
     return None, Progress()
 
 
-def batch_plan(config: JobConfig, samples: int, world_size: int) -> BatchPlan:
-    """The global batch is what the user asked for, also when the job goes on with another number of workers."""
+def batch_plan(config: JobConfig, samples: int, world_size: int, rows_per_pass: int | None = None) -> BatchPlan:
+    """The global batch is what the user asked for, also when the job goes on with another number of workers, or with fewer
+    rows in a forward pass."""
     return BatchPlan(
         samples=samples,
         global_batch=config.batch_size * config.gradient_accumulation_steps * config.num_workers,
-        micro_batch=config.batch_size,
+        micro_batch=rows_per_pass or config.batch_size,
         world_size=world_size,
         seed=config.seed,
     )

@@ -31,6 +31,7 @@ from arkor_ray.training.data import PreparedData, prepare_data
 from arkor_ray.training.failure_policy import FINAL_ERRORS, FinalErrorsEndTheRun, final_error
 from arkor_ray.training.job_spec import JobSpec
 from arkor_ray.training.loop_config import LoopConfig, LoopResult
+from arkor_ray.training.memory import MemoryExhaustedError, naming_what_to_lower
 from arkor_ray.training.model import context_length, load_config, load_tokenizer
 from arkor_ray.training.rendezvous import NodeAddressConfig
 
@@ -71,16 +72,30 @@ def run_job(spec: JobSpec, recorder: Any, on_data_stored: Callable[[], None] = l
 
 
 def fit(spec: JobSpec, data: PreparedData, recorder: Any) -> LoopResult:
-    """Runs the worker group until it is done, restarting it when a worker dies. Raises the error that ended it."""
-    # Read by Ray Train's controller, to which the driver's variables are passed on.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", HUNG_WORKER_SECONDS)
+    """Runs the worker group until it is done, restarting it when a worker dies, and with half the rows in a forward pass when
+    they do not fit into memory. Raises the error that ended it."""
     loop = LoopConfig(
         spec=spec,
         train=ray.put(data.train),
         evaluation=ray.put(data.evaluation) if data.evaluation is not None else None,
         make_sink=_SinkOf(recorder),
     )
+    while True:
+        try:
+            return _fit(loop)
+        except MemoryExhaustedError as error:
+            if error.rows is None or error.rows == 1:
+                raise
+            fewer = error.rows // 2
+            logger.warning("%s Going on with %d in a forward pass; the global batch stays.", error.message, fewer)
+            loop = replace(loop, spec=replace(loop.spec, rows_per_pass=fewer))
+
+
+def _fit(loop: LoopConfig) -> LoopResult:
+    spec = loop.spec
+    # Read by Ray Train's controller, to which the driver's variables are passed on.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", HUNG_WORKER_SECONDS)
     gpus = gpus_of_worker(ray.cluster_resources().get("GPU", 0))
     workdir = spec.scratch_dir / f"ray-train-{spec.job_id}-{spec.attempt}"
     trainer = _Trainer(
@@ -146,8 +161,12 @@ def _train_loop(config: dict[str, Any]) -> Any:
     # Here, so that neither the driver nor Ray Train's controller wait for PEFT and DeepSpeed.
     from arkor_ray.training.train_loop import train_loop_per_worker
 
+    parent = tracing.job_traceparent(loop.spec.job_id)
     try:
-        with tracing.span("train", parent=tracing.job_traceparent(loop.spec.job_id), arkor__attempt=loop.spec.attempt):
+        with (
+            tracing.span("train", parent=parent, arkor__attempt=loop.spec.attempt),
+            naming_what_to_lower(loop.spec.config),
+        ):
             return train_loop_per_worker(loop)
     finally:
         process.end_of_job()

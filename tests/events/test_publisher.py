@@ -123,6 +123,18 @@ def test_numbers_that_are_no_json_become_null(db, job_id):
     assert data["timestamp"].endswith("Z")
 
 
+def test_texts_that_no_database_stores_are_told_with_marks_in_their_place(db, job_id):
+    said = "the row 'a\x00b' ends in half a pair \udc80"
+    with db.write() as session:
+        publisher.append(session, job_id, "dataset.preflight", {"reasons": [{"\x00": said}]}, key="dataset.preflight:")
+        publisher.finish(session, job_id, JobStatus.FAILED, type=event.FAILED, fields={"error": said}, error=said)
+    stored = "the row 'a\ufffdb' ends in half a pair \ufffd"
+    preflight, failed = events(db, job_id)
+    assert (preflight.data["reasons"], failed.data["error"]) == ([{"\ufffd": stored}], stored)
+    with db.read() as session:
+        assert session.get(JobRow, job_id).error == stored
+
+
 def test_events_are_stored_once_per_key_also_in_the_database(db, job_id):
     log(db, job_id, 1)
     with db.read() as session:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -119,6 +121,41 @@ def test_a_killed_worker_leaves_no_trace_in_the_loss_curve(cluster, base, tmp_pa
         assert loss == pytest.approx(whole.losses[step], abs=1e-4)
     announced = {c[1] for c in calls if c[0] == "checkpoint"}
     assert announced == {*(f"job-1-step-{n}" for n in range(4, 61, 4)), "job-1-final"}
+
+
+@dataclass(frozen=True)
+class SmallCard:
+    """Makes the sink, and leaves the first worker memory for `ROWS` rows in a forward pass."""
+
+    recorder: Any
+
+    ROWS = 2
+
+    def __call__(self):
+        import torch
+
+        from arkor_ray.training.callbacks import RayEventSink
+        from arkor_ray.training.loss import SelectiveLoss
+
+        forward = SelectiveLoss.__call__
+
+        def narrow(loss, engine, batch, device):
+            if len(batch.input_ids) > self.ROWS:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return forward(loss, engine, batch, device)
+
+        SelectiveLoss.__call__ = narrow
+        return RayEventSink(self.recorder)
+
+
+def test_rows_that_do_not_fit_into_a_workers_memory_are_halved(cluster, base, tmp_path, monkeypatch) -> None:
+    from arkor_ray.training import trainer
+
+    monkeypatch.setattr(trainer, "_SinkOf", SmallCard)
+    calls = run(make_spec(tmp_path, base, numWorkers=2, batchSize=4, maxSteps=2, zeroStage=2), ListRecorder.remote())
+    begun = [c[1] for c in calls if c[0] == "started"]
+    assert [(each["batch_size"], each["global_batch_size"]) for each in begun] == [(4, 8), (2, 8)]
+    assert calls[-1][:2] == ("completed", "job-1-final")
 
 
 def test_a_base_model_without_weights_fails_at_once(cluster, base, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,33 @@ def test_log_entries_that_were_not_recorded_when_a_checkpoint_was_made_are_told_
     assert after[:3] == before
     assert [entry["step"] for entry in after] == [1, 2, 3, 4, 5, 6]
     assert resumed.calls[0][0] == "started"
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_cut_up_and_trains_the_same(base, tmp_path, monkeypatch) -> None:
+    from arkor_ray.training import trainer
+    from arkor_ray.training.data import prepare_data
+    from arkor_ray.training.loss import SelectiveLoss
+    from arkor_ray.training.model import load_tokenizer
+    from arkor_ray.training.train_loop import train_loop_per_worker
+
+    whole = run_here(make_spec(tmp_path / "whole", base, batchSize=5))
+    cut = LoopRun(make_spec(tmp_path / "cut", base, batchSize=5), sink=ListEventSink())
+    forward = SelectiveLoss.__call__
+
+    def small_card(loss, engine, batch, device):
+        if len(batch.input_ids) > 2 and 5 in cut.losses:  # as with longer rows, after the checkpoint of step 4
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(loss, engine, batch, device)
+
+    monkeypatch.setattr(SelectiveLoss, "__call__", small_card)
+    monkeypatch.setattr(trainer, "_fit", lambda loop: train_loop_per_worker(replace(loop, make_sink=lambda: cut.sink)))
+    monkeypatch.setattr(trainer.ray, "put", lambda value: value)
+    data = prepare_data(cut.spec, load_tokenizer(cut.spec.base_model), 128)
+    assert trainer.fit(cut.spec, data, recorder=None).step == 8
+    assert [told["batch_size"] for told in cut.sink.of("started")] == [5, 2]
+    assert [told["global_batch_size"] for told in cut.sink.of("started")] == [5, 5]
+    assert [entry["step"] for entry in cut.sink.of("log")] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert cut.losses == pytest.approx(whole.losses, abs=1e-4)
 
 
 def _supervised_tokens(spec) -> dict[int, int]:

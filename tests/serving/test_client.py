@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-from arkor_ray.errors import ServiceUnavailableError
+from arkor_ray.errors import AdapterError, ServiceUnavailableError
 from arkor_ray.serving import client
 
 MANIFEST = {"base_model": "base", "base_precision": "fp32", "adapter_id": "job-step-1"}
@@ -55,7 +57,10 @@ class FakeRay:
 
 
 class FakeReplica:
-    """A deployment handle that takes adapters."""
+    """A deployment handle that takes adapters, or raises `error`; with `hangs`, it does neither."""
+
+    error: BaseException | None = None
+    hangs = False
 
     def options(self, session_id):
         return self
@@ -65,6 +70,10 @@ class FakeReplica:
         return self
 
     async def remote(self, manifest, data):
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.error is not None:
+            raise self.error
         return {"adapter_id": manifest["adapter_id"]}
 
 
@@ -75,11 +84,21 @@ def fake_ray(monkeypatch):
     monkeypatch.setattr(client, "ENSURED_S", 0.1)
     fake = FakeRay()
     monkeypatch.setattr(ray, "get_actor", fake.get_actor)
+    return fake
 
-    async def server_handle(*_):
-        return FakeReplica()
 
-    monkeypatch.setattr(client, "server_handle", server_handle)
+@pytest.fixture(autouse=True)
+def replica(monkeypatch):
+    """What Serve gives for a handle, or raises if it is told an `absence`."""
+    fake = FakeReplica()
+    fake.absence = None
+
+    def get_deployment_handle(*_):
+        if fake.absence is not None:
+            raise fake.absence
+        return fake
+
+    monkeypatch.setattr("ray.serve.get_deployment_handle", get_deployment_handle)
     return fake
 
 
@@ -148,3 +167,51 @@ def test_an_adapter_that_waits_for_its_application_is_told_so_at_once(fake_ray):
     fake_ray.controller.starts("no node has a GPU")
     with pytest.raises(ServiceUnavailableError, match="no node has a GPU"):
         asyncio.run(client.admit(MANIFEST, None))
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        asyncio.CancelledError(),  # what Serve makes of a replica that shuts down
+        DeploymentUnavailableError("LLMServer"),
+        RayServeException("no route"),
+        ActorUnavailableError("away", None),
+    ],
+)
+def test_a_replica_that_is_lost_while_it_loads_an_adapter_may_be_asked_again(fake_ray, replica, lost):
+    replica.error = lost
+    with pytest.raises(ServiceUnavailableError) as raised:
+        asyncio.run(client.admit(MANIFEST, None))
+    assert raised.value.message and raised.value.retry_after
+
+
+@pytest.mark.parametrize(
+    "absence",
+    [
+        KeyError("LLMServer does not exist"),
+        RayServeException("There is no Serve instance running"),
+        ActorUnavailableError("Serve's controller is restarting", None),
+        GetTimeoutError("Serve's controller does not answer"),
+    ],
+)
+def test_an_application_that_serve_has_no_handle_of_now_may_be_asked_for_again(fake_ray, replica, absence):
+    replica.absence = absence
+    with pytest.raises(ServiceUnavailableError):
+        asyncio.run(client.admit(MANIFEST, None))
+
+
+def test_what_a_replica_says_of_an_adapter_is_raised_as_it_is(fake_ray, replica):
+    replica.error = RayTaskError("admit", "traceback", AdapterError("rank too large")).as_instanceof_cause()
+    with pytest.raises(AdapterError, match="rank too large"):
+        asyncio.run(client.admit(MANIFEST, None))
+
+
+def test_a_caller_that_is_out_of_patience_is_not_told_of_a_lost_replica(fake_ray, replica):
+    replica.hangs = True
+
+    async def run():
+        async with asyncio.timeout(0.2):
+            await client.admit(MANIFEST, None)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())

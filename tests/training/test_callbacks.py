@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorUnavailableError, ObjectStoreFullError, OutOfDiskError, RayTaskError
 from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from arkor_ray.errors import ServiceUnavailableError, TrainingError
+from arkor_ray.errors import GoneError, InternalError, ServiceUnavailableError, TrainingError
+from arkor_ray.storage.retry import RetryPolicy
 from arkor_ray.training import callbacks
 from arkor_ray.training.callbacks import RayEventSink
 from arkor_ray.training.failure_policy import FinalErrorsEndTheRun, final_error
@@ -24,6 +27,8 @@ class Method:
         self._recorder, self._name = recorder, name
 
     def remote(self, *args: Any) -> Any:
+        if self._name == "stage" and self._recorder.store_full is not None:
+            raise self._recorder.store_full  # arguments go into the object store before the call is made
         return lambda: self._recorder.answer(self._name, args)
 
 
@@ -34,7 +39,8 @@ class FakeRecorder:
         self.told: list[tuple[str, Any]] = []
         self.serving = threading.Event()
         self.serving.set()
-        self.refusing = False
+        self.failures: dict[str, list[Exception]] = {}  # of the next calls of a method
+        self.store_full: Exception | None = None
         self.dropping = False  # as a recorder does whose attempt is over
 
     def __getattr__(self, name: str) -> Method:
@@ -46,11 +52,14 @@ class FakeRecorder:
     def let_go(self) -> None:
         self.serving.set()
 
+    def fail(self, method: str, error: Exception, times: int = 1) -> None:
+        self.failures[method] = [error] * times
+
     def answer(self, name: str, args: tuple[Any, ...]) -> Any:
         if name == "should_stop":
             return False
-        if self.refusing:
-            raise RuntimeError("refused")
+        if self.failures.get(name):
+            raise self.failures[name].pop()
         if name == "checkpoint":
             assert self.serving.wait(WAIT_S)
             self.told.append((name, args[0]["step"]))
@@ -65,6 +74,7 @@ def recorder(monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())
+    monkeypatch.setattr(callbacks, "UNTIL_CLOSED", RetryPolicy(math.inf, 0.001, 0.01))
     return FakeRecorder()
 
 
@@ -119,11 +129,79 @@ def test_a_recorder_without_its_database_costs_an_attempt_and_not_the_job(sink, 
     recorder.let_go()
 
 
-def test_what_the_recorder_refuses_is_raised_by_flush(sink, recorder):
-    recorder.refusing = True
+def raised_remotely(error: Exception) -> Exception:
+    """What arrives here when the recorder raises `error`."""
+    return RayTaskError("tell", "traceback", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        raised_remotely(ServiceUnavailableError("The database did not take it: deadlock detected")),
+        raised_remotely(OSError("no space left")),
+        ActorUnavailableError("restarting", None),
+    ],
+)
+def test_a_fault_that_passes_loses_nothing_and_costs_nothing(sink, recorder, fault):
+    recorder.fail("tell", fault, times=3)
+    recorder.fail("checkpoint", fault, times=3)
     sink.log({"step": 1})
-    with pytest.raises(TrainingError, match="refused"):
+    sink.checkpoint({"step": 1})
+    sink.log({"step": 2})
+    sink.flush(WAIT_S)
+    assert sorted(recorder.told) == [("checkpoint", 1), ("log", 1), ("log", 2)]
+    assert sink.unrecorded() == []
+
+
+def test_a_fault_that_does_not_pass_costs_the_attempt_and_is_named(sink, recorder):
+    recorder.fail("tell", raised_remotely(ServiceUnavailableError("deadlock detected")), times=100_000)
+    sink.log({"step": 1})
+    with pytest.raises(ServiceUnavailableError, match=r"1 events .* It says: deadlock detected"):
+        sink.flush(0.1)
+    assert [entry["step"] for entry in sink.unrecorded()] == [1], "the next attempt tells it again"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [GoneError("no such job"), InternalError("integer out of range"), ValueError("no manifest"), KeyError("s")],
+)
+def test_what_the_recorder_refuses_is_raised_by_flush(sink, recorder, refusal):
+    recorder.fail("tell", raised_remotely(refusal))
+    sink.log({"step": 1})
+    with pytest.raises(TrainingError, match=r"refused an event: [^\n]*$"):
         sink.flush(WAIT_S)
+
+
+def test_what_was_refused_stays_unrecorded_whatever_is_taken_after_it(sink, recorder):
+    recorder.fail("tell", raised_remotely(GoneError("no such job")))
+    sink.log({"step": 1})
+    with pytest.raises(TrainingError):
+        sink.flush(WAIT_S)
+    sink.log({"step": 2})
+    with pytest.raises(TrainingError):
+        sink.flush(WAIT_S)
+    assert recorder.told == [("log", 2)]
+    assert [entry["step"] for entry in sink.unrecorded()] == [1]
+
+
+def test_a_closed_sink_does_not_go_on_trying(recorder):
+    recorder.fail("tell", ActorUnavailableError("gone", None), times=100_000)
+    sink = RayEventSink(recorder)
+    sink.log({"step": 1})
+    sink.close()
+    left = [thread for thread in threading.enumerate() if thread.name == "event-sink"]
+    for thread in left:
+        thread.join(WAIT_S)
+    assert not any(thread.is_alive() for thread in left)
+
+
+@pytest.mark.parametrize("full", [ObjectStoreFullError("full"), OutOfDiskError("full")])
+def test_an_adapter_that_cannot_be_staged_is_read_from_storage(sink, recorder, full):
+    recorder.store_full = full
+    sink.stage("job-step-1", b"weights")
+    sink.checkpoint({"step": 1})
+    sink.flush(WAIT_S)
+    assert recorder.told == [("checkpoint", 1)]
 
 
 def test_no_call_carries_more_than_it_may(sink, recorder, monkeypatch):
@@ -141,8 +219,4 @@ def test_log_entries_count_as_unrecorded_until_the_recorder_has_them(sink, recor
     recorder.dropping = True
     sink.log({"step": 2})
     sink.flush(WAIT_S)
-    recorder.dropping, recorder.refusing = False, True
-    sink.log({"step": 3})
-    with pytest.raises(TrainingError, match="refused"):
-        sink.flush(WAIT_S)
-    assert [entry["step"] for entry in sink.unrecorded()] == [2, 3]
+    assert [entry["step"] for entry in sink.unrecorded()] == [2]

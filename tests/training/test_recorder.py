@@ -88,6 +88,26 @@ def manifest(job_id: str, step: int, *, final: bool = False) -> dict:
     ).model_dump(mode="json")
 
 
+class LostReplica:
+    """A deployment handle whose replica shuts down while it loads an adapter, so many `times`."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def options(self, session_id):
+        return self
+
+    @property
+    def admit(self):
+        return self
+
+    async def remote(self, manifest, data):
+        if self.times:
+            self.times -= 1
+            raise asyncio.CancelledError  # as Serve says it
+        return {"adapter_id": manifest["adapter_id"]}
+
+
 def told(db, job_id):
     with db.read() as session:
         return [(e.type, e.step) for e in read_events(session, job_id)]
@@ -165,6 +185,43 @@ def test_a_job_that_waits_for_serving_alone_says_so_once_per_cause(db, job_id, s
     assert "is stored" in no_room and "no node has a GPU" in no_room
     assert "too large for the card" in too_large
     assert told(db, job_id)[-1] == (event.COMPLETED, 20)
+
+
+def test_a_replica_that_shuts_down_while_it_loads_a_checkpoint_is_replaced_and_asked_again(db, job_id, monkeypatch):
+    async def runs(*_, **__):
+        return None
+
+    replica = LostReplica(times=2)
+
+    async def handle(*_):
+        return replica
+
+    monkeypatch.setattr(module.serving, "_handles", {})
+    monkeypatch.setattr(module.serving, "ensure_serving", runs)
+    monkeypatch.setattr(module.serving, "server_handle", handle)
+
+    async def story():
+        recorder = Recorder(job_id, 1)
+        await recorder.started({})
+        await recorder.checkpoint(manifest(job_id, 10))
+
+    run(story())
+    with db.read() as session:
+        saved = next(e for e in read_events(session, job_id) if e.type == event.CHECKPOINT)
+    assert saved.data["ready"] is True
+
+
+def test_a_reason_that_no_database_could_store_is_told_with_marks_in_its_place(db, job_id, serving):
+    async def story():
+        reason = "row 3 has 'a\x00b\ud83d' in config.datasetSource"
+        return await Recorder(job_id, 1).failed(reason, None, {"reasons": [reason]})
+
+    assert run(story()) is True
+    with db.read() as session:
+        preflight, failed = read_events(session, job_id)
+        row = session.get(JobRow, job_id)
+    assert row.error == failed.data["error"] == preflight.data["reasons"][0]
+    assert row.error == "row 3 has 'a\ufffdb\ufffd' in config.datasetSource"
 
 
 def test_a_job_does_not_wait_for_serving_for_ever(db, job_id, serving, recorded, monkeypatch):
