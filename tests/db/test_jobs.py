@@ -1,16 +1,22 @@
-"""What the controller asks for twice a second, on both databases."""
+"""What the controller asks for twice a second, and the limit of unfinished jobs, on both databases."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy import select
 from sqlalchemy.exc import InvalidRequestError
 
 from arkor_ray.db import jobs
 from arkor_ray.db.session import Database
-from arkor_ray.db.tables import JobRow
+from arkor_ray.db.tables import JobRow, ProjectRow
+from arkor_ray.errors import RateLimitError
+from arkor_ray.jobs import service
+from arkor_ray.jobs.admission import AcceptedJob
 from arkor_ray.schemas.base import utcnow
 from tests.db.factories import create_job
 
@@ -83,3 +89,36 @@ def test_the_oldest_queued_job_is_found_among_those_that_run(db: Database) -> No
     set_status(db, running, "running")
     with db.read() as session:
         assert jobs.oldest_queued(session) == session.get_one(JobRow, oldest).created_at
+
+
+def test_submissions_at_a_time_find_room_for_as_many_as_the_limit_says(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 3
+    with db.read() as session:
+        create_job(db)
+        project = session.scalars(select(ProjectRow)).one()
+    insert = jobs.create
+
+    def insert_slowly(session, **fields):
+        time.sleep(0.2)  # all others count meanwhile, unless they have to wait
+        return insert(session, **fields)
+
+    monkeypatch.setattr(jobs, "create", insert_slowly)
+
+    def submit(number: int) -> bool:
+        accepted = AcceptedJob(f"job {number}", {}, None)
+        try:
+            with db.write() as session:
+                service.create(
+                    session, org_id=project.org_id, project_id=project.id, accepted=accepted, max_unfinished=limit
+                )
+        except RateLimitError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as threads:
+        accepted = list(threads.map(submit, range(6)))
+    assert accepted.count(True) == limit - 1
+    with db.read() as session:
+        assert jobs.count_unfinished(session, project.org_id) == limit
