@@ -151,7 +151,7 @@ def drop_dataset_token(session: Session, job_id: str) -> None:
     _update(session, (JobRow.id == job_id,), dataset_token=None)
 
 
-def _without_config() -> Select[tuple[JobRow]]:
+def _without_config() -> Select[JobRow]:
     """Oldest first. The controller asks twice a second, and a config may have 64 KiB."""
     return select(JobRow).options(defer(JobRow.config, raiseload=True)).order_by(JobRow.created_at, JobRow.id)
 

@@ -20,16 +20,18 @@ from arkor_ray.telemetry import logs
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LONGEST_S = 7 * 86400.0  # waiting for a pipe takes no more than 2**31 ms
 ORPHAN_S = 10  # how long after its limit the process ends by itself, where nobody is left to kill it
 
 
 def run_within(limit_s: float, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """`function(*arguments, **named)` in a process of its own, which is killed after `limit_s`.
+    """`function(*arguments, **named)` in a process of its own, which is killed after `limit_s`, or a week where that is more.
 
     The function is found there by its module and name; arguments, answer and error are pickled. What the process prints
     goes to this one's standard error. Raises what the function raises, TimeoutError after `limit_s`, RuntimeError when the
     process ends without an answer.
     """
+    limit_s = min(limit_s, LONGEST_S)
     try:
         child = subprocess.run(
             [sys.executable, "-m", __name__],
@@ -43,9 +45,9 @@ def run_within(limit_s: float, function: Callable[P, T], *arguments: P.args, **n
         raise TimeoutError(f"{function.__name__} was ended after {limit_s:g} s") from error
     if child.returncode != 0:
         raise RuntimeError(f"The process of {function.__name__} ended with exit status {child.returncode}")
-    answer, error = pickle.loads(child.stdout)
-    if error is not None:
-        raise error
+    answer, raised = pickle.loads(child.stdout)
+    if raised is not None:
+        raise raised
     return answer
 
 
@@ -56,6 +58,7 @@ def main() -> None:
         os.dup2(2, 1)  # what libraries print is no part of the answer
         limit_s, function, arguments, named = pickle.load(sys.stdin.buffer)
         signal.alarm(math.ceil(limit_s) + ORPHAN_S)
+        outcome: tuple[object, Exception | None]
         try:
             outcome = (function(*arguments, **named), None)
         except Exception as error:  # raised again where it was asked for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -18,6 +19,10 @@ def test_the_answer_comes_back_without_what_was_printed(capfd) -> None:
     assert run_within(ENOUGH_S, errands.double, 21, times=3) == 168
     printed = capfd.readouterr()
     assert printed.out == "" and "progress bar" in printed.err and "C code" in printed.err
+
+
+def test_a_limit_may_be_as_long_as_you_like() -> None:
+    assert run_within(math.inf, errands.double, 21) == 42
 
 
 def test_an_error_comes_back_as_it_was() -> None:
