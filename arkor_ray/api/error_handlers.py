@@ -35,6 +35,14 @@ logger = logging.getLogger(__name__)
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/models", "/e/")  # what their clients read, and what they read of an error
 
 
+class UnfitBodyError(HTTPException):
+    """While it reads a body FastAPI lets this class pass, and rewords every other one. `param` is the field at fault."""
+
+    def __init__(self, sentence: str, param: str | None = None) -> None:
+        super().__init__(InvalidRequestError.http_status, sentence)
+        self.param = param
+
+
 def described(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """For the description of the API: errors that have `body`."""
     return {
@@ -93,7 +101,8 @@ def _framework_error(request: Request, error: HTTPException) -> ArkorError:
         return ArkorError(f"{request.url.path} has no {request.method}", code="method_not_allowed", status=405)
     if error.status_code == 413:
         return PayloadTooLargeError(str(error.detail))
-    return InvalidRequestError(str(error.detail), status=error.status_code)
+    param = error.param if isinstance(error, UnfitBodyError) else None
+    return InvalidRequestError(str(error.detail), status=error.status_code, param=param)
 
 
 def _validation_error(error: RequestValidationError) -> InvalidRequestError:

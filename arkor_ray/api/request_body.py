@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from arkor_ray.api.error_handlers import error_response
-from arkor_ray.errors import InvalidRequestError, PayloadTooLargeError
+from arkor_ray.api.error_handlers import UnfitBodyError, error_response
+from arkor_ray.errors import PayloadTooLargeError
 from arkor_ray.schemas.base import UNSTORABLE
+
+_UNSTORABLE_TEXT = "has a NUL character or half a surrogate pair, which cannot be stored; leave it out"
+_SHOWN_OF_FIELD = 200  # characters
 
 
 class BodyLimit:
@@ -70,34 +74,69 @@ class StrictJsonRoute(APIRoute):
 class _StrictRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
+        if b"\0" in body:  # UTF-16 and UTF-32 have it in every brace, JSON in UTF-8 nowhere
+            raise UnfitBodyError("The body has NUL bytes; send JSON as UTF-8")
         try:
-            value = json.loads(body, parse_constant=_refuse_constant)
-            if b"\\u" in body:
-                _check_strings(value)
+            return _parse(body.decode("utf-8-sig"))  # JSON should have no byte order mark, and readers may let it pass
         except RecursionError as error:
-            raise _refusal("The body is nested too deeply") from error
+            raise UnfitBodyError("The body is nested too deeply") from error
         except UnicodeDecodeError as error:
-            raise _refusal("The body is not UTF-8") from error
-        return value
+            raise UnfitBodyError("The body is not UTF-8; send JSON as UTF-8") from error
 
 
-def _refuse_constant(name: str) -> Any:
-    raise _refusal(f"The body is not valid JSON: {name} is no number of JSON")
+def _parse(text: str) -> Any:
+    """Raises UnfitBodyError that names the field, JSONDecodeError for what is no JSON, RecursionError."""
+    no_numbers: list[_NoNumber] = []
+
+    def no_number(reason: str) -> _NoNumber:
+        no_numbers.append(_NoNumber(reason))
+        return no_numbers[-1]
+
+    def as_constant(name: str) -> _NoNumber:
+        return no_number(f"{name} is no number of JSON; send a finite number, or null")
+
+    def as_float(written: str) -> float | _NoNumber:
+        number = float(written)
+        if math.isfinite(number):
+            return number
+        return no_number(
+            f"{written[:40]} is too large for a number of 64 bits, which ends at 1.8e308; send a smaller one"
+        )
+
+    value = json.loads(text, parse_constant=as_constant, parse_float=as_float)
+    found = _unfit(value) if no_numbers or "\\u" in text else None
+    if found is not None:
+        reason, path = found
+        field = ".".join(reversed(path))[:_SHOWN_OF_FIELD]
+        raise UnfitBodyError(f"{field or 'The body'}: {reason}", field or None)
+    if no_numbers:  # of a field that is there once more, which is the one that counts
+        raise UnfitBodyError(f"The body: {no_numbers[0].reason}")
+    return value
 
 
-def _check_strings(value: Any) -> None:
+@dataclass(frozen=True)
+class _NoNumber:
+    """Stands where a number should be."""
+
+    reason: str
+
+
+def _unfit(value: Any) -> tuple[str, list[str]] | None:
+    """Why the first unfit value in `value` is none, and the names that lead to it, the innermost first."""
+    if isinstance(value, _NoNumber):
+        return value.reason, []
     if isinstance(value, str):
-        if UNSTORABLE.search(value):
-            raise _refusal("The body has a string with a NUL character or half a surrogate pair")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_strings(key)
-            _check_strings(item)
+        return (_UNSTORABLE_TEXT, []) if UNSTORABLE.search(value) else None
+    if isinstance(value, dict):
+        if any(map(UNSTORABLE.search, value)):
+            return f"the name of a field in it: {_UNSTORABLE_TEXT}", []
+        items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list):
-        for item in value:
-            _check_strings(item)
-
-
-def _refusal(sentence: str) -> HTTPException:
-    # FastAPI lets its own exception class pass while it reads a body, and rewords every other one.
-    return HTTPException(InvalidRequestError.http_status, sentence)
+        items = enumerate(value)
+    else:
+        return None
+    for name, item in items:
+        if (found := _unfit(item)) is not None:
+            found[1].append(str(name))
+            return found
+    return None

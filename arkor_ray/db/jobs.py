@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy.orm import Session, defer
 
-from arkor_ray.db.tables import JobRow
+from arkor_ray.db.tables import JobRow, OrgRow
 from arkor_ray.errors import NotFoundError
 from arkor_ray.schemas.base import utcnow
 from arkor_ray.schemas.job import JobStatus
@@ -59,6 +59,12 @@ def list_jobs(session: Session, project_id: str) -> Sequence[JobRow]:
 
 
 def count_unfinished(session: Session, org_id: str) -> int:
+    """To be followed by `create`: until the transaction ends nobody else counts the organisation's jobs.
+
+    On PostgreSQL two that count at a time would both find room for the last job; SQLite has one writer anyway.
+    """
+    # Weaker than FOR UPDATE, which would also hold up whoever adds a row that refers to the organisation.
+    session.execute(select(OrgRow.id).where(OrgRow.id == org_id).with_for_update(key_share=True))
     where = (JobRow.org_id == org_id, JobRow.status.in_(UNFINISHED))
     return session.scalar(select(func.count()).select_from(JobRow).where(*where)) or 0
 
@@ -69,10 +75,28 @@ def count_by_status(session: Session) -> dict[str, int]:
     return dict(session.execute(query).tuples().all())
 
 
-def to_reconcile(session: Session) -> Sequence[JobRow]:
-    """What the controller must look at: unfinished jobs, and ended ones whose submission may still run. Oldest first."""
-    open_jobs = or_(JobRow.status.in_(UNFINISHED), JobRow.stopped_at.is_(None) & (JobRow.attempt > 0))
-    return session.scalars(select(JobRow).where(open_jobs).order_by(JobRow.created_at, JobRow.id)).all()
+def oldest_queued(session: Session) -> datetime | None:
+    """When the job that has been queued longest was created; None if none is queued."""
+    return session.scalar(select(func.min(JobRow.created_at)).where(JobRow.status == JobStatus.QUEUED.value))
+
+
+def launched(session: Session) -> Sequence[JobRow]:
+    """Jobs whose submission may still run, unfinished or ended, without their configs. Oldest first."""
+    unfinished = JobRow.status.in_(UNFINISHED)
+    running = unfinished & JobRow.submission_id.is_not(None)
+    stopping = ~unfinished & JobRow.stopped_at.is_(None) & (JobRow.attempt > 0)
+    return session.scalars(_without_config().where(or_(running, stopping))).all()
+
+
+def to_launch(session: Session, now: datetime, limit: int) -> Sequence[JobRow]:
+    """Jobs that wait for an attempt which may begin `now`, without their configs: the `limit` oldest."""
+    due = or_(JobRow.retry_at.is_(None), JobRow.retry_at <= now)
+    waiting = JobRow.status.in_(UNFINISHED) & JobRow.submission_id.is_(None)
+    return session.scalars(_without_config().where(waiting, due).limit(limit)).all()
+
+
+def config_of(session: Session, job_id: str) -> dict[str, Any]:
+    return session.scalars(select(JobRow.config).where(JobRow.id == job_id)).one()
 
 
 def ends(session: Session, job_ids: Collection[str]) -> dict[str, datetime | None]:
@@ -125,6 +149,11 @@ def mark_stopped(session: Session, job_id: str) -> None:
 def drop_dataset_token(session: Session, job_id: str) -> None:
     """The data set is fetched and stored; its token was used once and is forgotten."""
     _update(session, (JobRow.id == job_id,), dataset_token=None)
+
+
+def _without_config() -> Select[JobRow]:
+    """Oldest first. The controller asks twice a second, and a config may have 64 KiB."""
+    return select(JobRow).options(defer(JobRow.config, raiseload=True)).order_by(JobRow.created_at, JobRow.id)
 
 
 def _update(session: Session, where: tuple[Any, ...], **values: Any) -> bool:

@@ -77,33 +77,35 @@ class Reconciler:
         self._next_workers = 0.0
 
     def turn(self) -> bool:
-        """Looks at every open job once. False if another controller holds the lease, also if it took it meanwhile."""
+        """Looks once at every launched job, and at as many of those that wait as there are places.
+
+        False if another controller holds the lease, also if it took it meanwhile.
+        """
         if not self._leads():
             return False
         began = time.monotonic()
         with self._db.read() as session:
-            open_jobs = jobs.to_reconcile(session)
-            submissions = [job.submission_id for job in open_jobs if job.submission_id is not None]
+            launched = jobs.launched(session)
+            submissions = [job.submission_id for job in launched if job.submission_id is not None]
             signs = leases.renewals(session, submissions)
-            progress = checkpoints.progress(session, [job.id for job in open_jobs if job.submission_id is not None])
+            progress = checkpoints.progress(session, [job.id for job in launched if job.submission_id is not None])
+            # A job whose final adapter is stored trains no more; however long serving keeps it, others may.
+            trained = {job_id for job_id, reached in progress.items() if reached.final}
+            free = self._settings.max_running_jobs - sum(
+                not JobStatus(job.status).is_terminal and job.id not in trained for job in launched
+            )
+            waiting = jobs.to_launch(session, utcnow(), free) if free > 0 else []
+        open_jobs = [*launched, *waiting]
         self._figures.look(open_jobs, utcnow())
         self._watch.begin_turn()
-        # A job whose final adapter is stored trains no more; however long serving keeps it, others may.
-        trained = {job_id for job_id, reached in progress.items() if reached.final}
-        free = self._settings.max_running_jobs - sum(
-            job.submission_id is not None and not JobStatus(job.status).is_terminal and job.id not in trained
-            for job in open_jobs
-        )
         self._pending.clear()
         for job in open_jobs:
             if not self._still_leads():
                 return False
             try:
-                launched = self._advance(job, progress.get(job.id), signs=signs, may_launch=free > 0)
+                self._advance(job, progress.get(job.id), signs=signs)
             except Exception:  # whatever is wrong with one job must not keep the others waiting
                 logger.exception("Job %s: could not be advanced; the next turn tries again", job.id)
-                continue
-            free -= launched
         if self._storage_sweep is not None:
             self._storage_sweep.tick()
         self._look_at_workers()
@@ -130,8 +132,8 @@ class Reconciler:
         with self._db.write() as session:
             leases.release(session, LEASE, self._holder)
 
-    def _advance(self, job: JobRow, progress: Progress | None, *, signs: dict[str, datetime], may_launch: bool) -> bool:
-        """Does what `decide` says; True if that launched an attempt. `signs`: of life, by submission."""
+    def _advance(self, job: JobRow, progress: Progress | None, *, signs: dict[str, datetime]) -> None:
+        """Does what `decide` says. `signs`: of life, by submission."""
         state, detail = SubmissionState.MISSING, ""
         if job.submission_id is not None:
             state, detail = self._launcher.state(job.submission_id)
@@ -143,8 +145,8 @@ class Reconciler:
                 state = SubmissionState.SILENT
         action = decision.decide(_view(job, progress), state, utcnow(), self._limits, detail)
         match action:
-            case decision.Launch(attempt) if may_launch:
-                return self._launch(job, attempt)
+            case decision.Launch(attempt):
+                self._launch(job, attempt)
             case decision.Relaunch(retry_at, retries, forgotten, reason, stop):
                 logger.warning("Job %s: %s; launching again", job.id, reason)
                 JOB_RETRIES.add(state=state.value)
@@ -171,7 +173,6 @@ class Reconciler:
                 with self._db.write() as session:
                     leases.forget(session, submission_id(job.id, job.attempt))
                     jobs.mark_stopped(session, job.id)
-        return False
 
     def _try_to_stop(self, submission: str) -> None:
         """What cannot be stopped, on a node that nobody reaches, can no longer write once the next attempt is claimed."""
@@ -196,14 +197,14 @@ class Reconciler:
             logger.warning("Ray does not say who has workers: %s", error)
             return
         with self._db.read() as session:
-            open_jobs = jobs.to_reconcile(session)
-        current = {job.submission_id for job in open_jobs}
+            launched = jobs.launched(session)
+        current = {job.submission_id for job in launched}
         for name, group in groups.items():
             if group.submission not in current:
                 logger.warning("Workers of %s, which is no more, are taken back", group.submission)
                 self._launcher.remove_worker_group(name)
         try:
-            self._room.look(open_jobs, groups.values(), self._pending)
+            self._room.look(launched, groups.values(), self._pending)
         except (RuntimeError, OSError) as error:
             logger.warning("Ray does not say what room there is: %s", error)
 
@@ -218,21 +219,21 @@ class Reconciler:
         if swept == SWEPT_RUNS:
             self._next_sweep = now
 
-    def _launch(self, job: JobRow, attempt: int) -> bool:
+    def _launch(self, job: JobRow, attempt: int) -> None:
         # The claim comes first: if we die after it, the next turn finds no such submission and launches attempt + 1.
         with self._db.write() as session:
             submission = submission_id(job.id, attempt)
             if not jobs.claim_attempt(session, job.id, attempt=attempt, submission_id=submission):
-                return False
+                return
+            wire_config = jobs.config_of(session, job.id)
         logger.info("Job %s: launching attempt %d", job.id, attempt)
         JOB_ATTEMPTS.add()
         with tracing.span("launch attempt", parent=tracing.job_traceparent(job.id), arkor__attempt=attempt):
             self._launcher.submit(job.id, attempt, {})
         if self._serving is not None:
-            config = JobConfig.parse(job.config)
+            config = JobConfig.parse(wire_config)
             precision = self._serving.precision_of(config)
             self._serving.prefetch(self._settings.resolve_model(config.model), precision)
-        return True
 
     def _fail(self, job: JobRow, error: str) -> None:
         with self._db.write() as session:

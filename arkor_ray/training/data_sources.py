@@ -20,6 +20,7 @@ from arkor_ray.storage import layout
 from arkor_ray.storage.object_store import ObjectStore
 from arkor_ray.training.data_url import FETCH_ATTEMPTS, fetch_blob
 from arkor_ray.training.job_spec import DatasetPolicy
+from arkor_ray.training.own_process import run_within
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +39,14 @@ def load_rows(job_id: str, config: JobConfig, store: ObjectStore, policy: Datase
     index_key = prefix + layout.DATASET_INDEX_NAME  # written last: without it, nothing else counts
     try:
         names = json.loads(store.get(index_key))
-        return {name: list(parse_rows(store.get(f"{prefix}{name}.jsonl"))) for name in names}
+        return {name: _stored_rows(store.get(f"{prefix}{name}.jsonl")) for name in names}
     except ObjectNotFoundError:
         pass
     source = config.dataset_source
     if isinstance(source, BlobSource):
         splits = {"train": list(parse_rows(fetch_blob(source, policy)))}
     else:
-        splits = load_from_hub(source, config, policy)
+        splits = fetch_from_hub(source, config, policy)
     for name, rows in splits.items():
         lines = b"".join(json.dumps(row, default=str).encode() + b"\n" for row in rows)
         store.put(f"{prefix}{name}.jsonl", lines)
@@ -85,8 +86,28 @@ def parse_rows(data: bytes) -> Iterator[Row]:
         raise DatasetError("The data set is empty.")
 
 
+def _stored_rows(data: bytes) -> list[Row]:
+    """What `load_rows` stored: a row on each line, as it was read from its source, whatever it looks like."""
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def fetch_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetPolicy) -> dict[str, list[Row]]:
+    """`load_from_hub` within the policy's time, whatever its libraries wait for. Raises DatasetError."""
+    try:
+        return run_within(policy.timeout_s, load_from_hub, source, config, policy)
+    except TimeoutError as error:
+        raise DatasetError(
+            f"datasetSource.name: data set {source.name!r} could not be fetched from the Hub within {policy.timeout_s:g} s, "
+            f"the limit that this server has by ARKOR_RAY_DATASETS_TIMEOUT_S. Submit the job anew when the Hub answers "
+            f"faster, or have the operator raise the limit. {_REMEDY}"
+        ) from error
+
+
 def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetPolicy) -> dict[str, list[Row]]:
-    """`datasets.load_dataset` with name, subset and split untouched; private ones by the server's own Hub token."""
+    """`datasets.load_dataset` with name, subset and split untouched; private ones by the server's own Hub token.
+
+    An evaluation split without rows counts as none.
+    """
     split = source.split or (config.dataset_split if isinstance(config.dataset_split, str) else None) or "train"
     splits = {"train": load_split(source, split, policy)}
     if config.dataset_split is None and config.eval_steps is not None:
@@ -99,8 +120,8 @@ def load_from_hub(source: HuggingFaceSource, config: JobConfig, policy: DatasetP
             logger.warning("Cannot list the splits of %s: %s", source.name, error)
             available = []
         own = next((name for name in ("validation", "test") if name in available and not split.startswith(name)), None)
-        if own is not None:
-            splits["eval"] = load_split(source, own, policy)
+        if own is not None and (rows := load_split(source, own, policy)):
+            splits["eval"] = rows
     return splits
 
 
@@ -124,7 +145,9 @@ def load_split(source: HuggingFaceSource, split: str, policy: DatasetPolicy) -> 
                     f"Data set {source.name!r} has {rows.data.nbytes} bytes when it is unpacked, more than the limit of "
                     f"{policy.max_bytes}."
                 )
-            return rows.to_list()  # as stored: read one by one, columns of images or sounds would fetch what they name
+            # As stored: read one by one, columns of images or sounds would fetch what they name. And as JSON, times and
+            # bytes as text: so will every later attempt read them.
+            return json.loads(json.dumps(rows.to_list(), default=str))
         except DatasetError:
             raise
         except (ConnectionError, httpx.TransportError, TimeoutError) as error:

@@ -38,7 +38,8 @@ def fetch_blob(source: BlobSource, policy: DatasetPolicy) -> bytes:
             return asyncio.run(_fetch(source, policy, deadline - time.monotonic()))
         except TimeoutError as error:
             raise DatasetError(
-                f"The data set at {_shown(source.url)} could not be fetched within {policy.timeout_s:g} s."
+                f"The data set at {_shown(source.url)} could not be fetched within {policy.timeout_s:g} s, the limit that "
+                "this server has by ARKOR_RAY_DATASETS_TIMEOUT_S."
             ) from error
         except (httpx.TransportError, ServiceUnavailableError) as error:
             said = without_url_secrets(str(error))

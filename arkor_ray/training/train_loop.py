@@ -98,18 +98,22 @@ def newest_state(
 ) -> tuple[PortableState | None, Progress]:
     """Collective. The newest resume state that every worker could read, None and step 0 when there is none.
 
-    Raises what `load_resume_state` does, but for a damaged state: then the next older one is taken.
+    Raises what `load_resume_state` does, but for a damaged state: then the next older one is taken. Where none could be read
+    while there are others by now, an earlier attempt that is not yet over has taken them away for newer ones: those are taken.
     """
-    steps = worker.from_first(list(resumable_steps(store, job_id)) if worker.is_first else [])
-    for step, older in zip(steps, [*steps, 0][1:], strict=True):
-        found = None
-        try:
-            found = load_resume_state(store, job_id, step, identity)
-        except DamagedStateError as error:
-            logger.warning("Job %s does not go on from step %d but from step %d: %s", job_id, step, older, error)
-        if worker.total(found is None) == [0]:
-            assert found is not None
-            return found
+    tried: list[int] = []
+    while (steps := worker.from_first(list(resumable_steps(store, job_id)) if worker.is_first else [])) != tried:
+        for step, older in zip(steps, [*steps[1:], None], strict=True):
+            found = None
+            try:
+                found = load_resume_state(store, job_id, step, identity)
+            except DamagedStateError as error:
+                instead = f"step {older}" if older is not None else "what else there is by now"
+                logger.warning("Job %s does not go on from step %d but from %s: %s", job_id, step, instead, error)
+            if worker.total(found is None) == [0]:
+                assert found is not None
+                return found
+        tried = steps
     return None, Progress()
 
 

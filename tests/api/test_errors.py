@@ -50,12 +50,19 @@ async def test_trailing_slash_is_never_redirected(user: User) -> None:
         (b"", "must be"),
         (b"[]", "must be"),
         (b'"text"', "must be"),
-        (b'{"name": "x", "config": {"a": NaN}}', "NaN"),
-        (b'{"name": "x", "config": {"a": -Infinity}}', "Infinity"),
-        (b'{"name": "x\\u0000", "config": {}}', "NUL"),
-        (b'{"name": "x", "config": {"\\ud800": 1}}', "surrogate"),
-        (b'{"name": "x", "config": {"a": ["\\udfff"]}}', "surrogate"),
+        (b'{"name": "x", "config": {"a": NaN}}', "config.a: NaN is no number"),
+        (b'{"name": "x", "config": {"a": -Infinity}}', "config.a: -Infinity is no number"),
+        (b'{"name": "x", "config": {"a": NaN, "a": 1}}', "The body: NaN is no number"),
+        (b'{"name": "x", "config": {"a": [1.5, {"b": 1e999}]}}', "config.a.1.b: 1e999 is too large"),
+        (b'{"name": "x", "config": {"a": -1%s.0}}' % (b"0" * 500), "config.a: -1000"),
+        (b"1e999", "The body: 1e999 is too large"),
+        (b'{"name": "x\\u0000", "config": {}}', "name: has a NUL"),
+        (b'{"name": "x", "config": {"\\ud800": 1}}', "config: the name of a field in it: has a NUL"),
+        (b'{"name": "x", "config": {"a": ["\\udfff"]}}', "config.a.0: has a NUL character or half a surrogate"),
         (b'{"name": "\xff", "config": {}}', "UTF-8"),
+        ('{"name": "x\\u0000", "config": {}}'.encode("utf-16"), "UTF-8"),
+        ('{"name": "x\\u0000", "config": {}}'.encode("utf-16-be"), "UTF-8"),
+        ('{"name": "x\\u0000", "config": {}}'.encode("utf-32-le"), "UTF-8"),
         (b"[" * 100_000, "deep"),
         (b"1" * 5000, "body"),
     ],
@@ -64,6 +71,24 @@ async def test_trailing_slash_is_never_redirected(user: User) -> None:
 async def test_body_that_is_not_the_json_we_mean_is_400(user: User, body: bytes, what: str) -> None:
     answer = await user.call("POST", "/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert what.lower() in assert_envelope(answer, 400, "invalid_request")["error"].lower()
+
+
+async def test_value_that_cannot_be_stored_is_named(user: User) -> None:
+    content = b'{"name": "x", "config": {"plan": {"budget": 1e999}}}'
+    answer = await user.call("POST", "/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert assert_envelope(answer, 400, "invalid_request")["param"] == "config.plan.budget"
+
+
+async def test_byte_order_mark_is_let_pass(user: User) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps({"name": "käse", "config": CONFIG}, ensure_ascii=False).encode()
+    answer = await user.call("POST", "/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert answer.json()["job"]["name"] == "käse"
+
+
+async def test_numbers_are_kept_as_they_came(user: User) -> None:
+    content = b'{"name": "x", "config": {"a": [1.5, -2e-3, 1E5, 1e-999], %s' % json.dumps(CONFIG).encode()[1:] + b"}"
+    answer = await user.call("POST", "/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert answer.json()["job"]["config"]["a"] == [1.5, -0.002, 100000.0, 0.0]
 
 
 async def test_surrogate_pairs_are_fine(user: User) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from arkor_ray.db.session import Database
@@ -39,6 +41,15 @@ async def test_config_of_the_templates_is_accepted_and_echoed_as_sent(user: User
     job = (await user.post("/v1/jobs", {"name": "x", "config": config, "future": 1})).json()["job"]
     assert job["config"] == config
     assert (await user.get(f"/v1/jobs/{job['id']}")).json()["job"]["config"] == config
+
+
+@pytest.mark.parametrize("value", [b"1e999", b"-1e999", b"NaN"])
+async def test_number_that_the_database_would_refuse_is_refused_before_it(user: User, value: bytes) -> None:
+    content = b'{"name": "x", "config": %s, "futureField": %s}}' % (json.dumps(CONFIG).encode()[:-1], value)
+    answer = await user.call("POST", "/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["param"] == "config.futureField"
+    assert value.decode() in answer.json()["error"]
+    assert (await user.get("/v1/jobs")).json() == {"jobs": []}
 
 
 @pytest.mark.parametrize("key", ["datasetSource", "dataset_source"])

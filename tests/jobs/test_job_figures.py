@@ -28,7 +28,7 @@ def created(db, job_id: str, *, seconds_ago: float) -> None:
         session.get(JobRow, job_id).created_at = utcnow() - timedelta(seconds=seconds_ago)
 
 
-def start(db, job_id: str, attempt: int = 1) -> None:
+def start(db, job_id: str, attempt: int | None = 1) -> None:
     with db.write() as session:
         publisher.start(session, job_id, {"metadata": {}}, attempt=attempt)
 
@@ -49,6 +49,31 @@ def test_the_oldest_queued_job_has_an_age_and_no_queue_is_zero(db, reconciler, r
     created(db, young, seconds_ago=5)
     reconciler.turn()
     assert recorded.now(metrics.JOBS_OLDEST_QUEUED) == pytest.approx(600, abs=60)
+
+
+def test_the_oldest_queued_job_has_an_age_while_every_place_is_taken(db, reconciler, recorded):
+    for _ in range(2):
+        start(db, create_job(db), attempt=None)
+    reconciler.turn()
+    waiting = create_job(db)
+    created(db, waiting, seconds_ago=600)
+    reconciler.turn()
+    assert recorded.now(metrics.JOBS_OLDEST_QUEUED) == pytest.approx(600, abs=60)
+
+
+def test_the_time_in_the_queue_is_told_of_a_job_that_waited_for_a_place(db, reconciler, recorded):
+    first, second, third = (create_job(db) for _ in range(3))
+    for job_id in (first, second):
+        created(db, job_id, seconds_ago=400)
+    created(db, third, seconds_ago=100)
+    for _ in range(3):
+        reconciler.turn()
+    for job_id in (first, second):
+        finish(db, job_id, JobStatus.CANCELLED)
+    reconciler.turn()
+    start(db, third)
+    reconciler.turn()
+    assert recorded.all(metrics.JOBS_QUEUE_SECONDS) == [pytest.approx(100, abs=60)]
 
 
 def test_the_time_in_the_queue_is_told_once_when_training_starts(db, reconciler, recorded):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import event as sqlalchemy_event
 
 from arkor_ray.db import checkpoints, leases, runs
 from arkor_ray.db.session import Database
@@ -15,7 +16,8 @@ from arkor_ray.jobs.decision import SubmissionState
 from arkor_ray.jobs.reconciler import Reconciler
 from arkor_ray.jobs.room import WorkerGroup
 from arkor_ray.schemas.base import utcnow
-from arkor_ray.schemas.job import JobStatus
+from arkor_ray.schemas.job import JobConfig, JobStatus
+from arkor_ray.settings import Settings
 from arkor_ray.storage import layout
 from tests.db.endpoint_rows import publish, run_of
 from tests.db.factories import create_job
@@ -47,6 +49,80 @@ def test_a_job_that_waits_for_serving_alone_leaves_its_place_to_the_next(db, rec
     checkpoint_at(db, first, None)
     reconciler.turn()
     assert launcher.submitted[2:] == [f"{third}-1"]
+
+
+def loaded_jobs(reconciler: Reconciler) -> list[str]:
+    """The ids of the jobs whose rows a turn loads, in that order."""
+    loaded: list[str] = []
+
+    def note(row: JobRow, _context: object) -> None:
+        loaded.append(row.id)
+
+    sqlalchemy_event.listen(JobRow, "load", note)
+    try:
+        reconciler.turn()
+    finally:
+        sqlalchemy_event.remove(JobRow, "load", note)
+    return loaded
+
+
+def test_jobs_that_wait_for_a_place_are_not_loaded(db, reconciler, launcher, monkeypatch):
+    monkeypatch.setattr(module, "WORKERS_S", 0)
+    first, second, third, _, _ = (create_job(db) for _ in range(5))
+    places = [first, second]
+    assert loaded_jobs(reconciler) == [*places, *places], "once to launch them, once to look at their workers"
+    assert loaded_jobs(reconciler) == [*places, *places]
+    finish(db, first, JobStatus.CANCELLED)
+    assert loaded_jobs(reconciler)[:3] == [*places, third]
+
+
+def test_a_job_whose_next_attempt_is_not_due_leaves_its_place_to_the_next(db, reconciler, launcher):
+    lost, second, third = (create_job(db) for _ in range(3))
+    reconciler.turn()
+    launcher.die(f"{lost}-1")
+    reconciler.turn()
+    reconciler.turn()
+    assert launcher.submitted == [f"{lost}-1", f"{second}-1", f"{third}-1"]
+    due_now(db, lost)
+    finish(db, second, JobStatus.COMPLETED)
+    reconciler.turn()
+    assert launcher.submitted[3:] == [f"{lost}-2"]
+
+
+def test_a_job_that_is_cancelled_while_it_waits_is_never_launched(db, reconciler, launcher):
+    running, lost, queued = (create_job(db) for _ in range(3))
+    reconciler.turn()
+    launcher.die(f"{lost}-1")
+    reconciler.turn()
+    for job_id in (lost, queued):
+        finish(db, job_id, JobStatus.CANCELLED)
+    for _ in range(2):
+        reconciler.turn()
+    assert launcher.submitted == [f"{running}-1", f"{lost}-1"]
+    assert job(db, lost).stopped_at is not None
+
+
+class FakeServing:
+    """Takes note of the models that are to be ready."""
+
+    def __init__(self) -> None:
+        self.prefetched: list[str] = []
+
+    def precision_of(self, config: JobConfig) -> str:
+        return "fp32"
+
+    def prefetch(self, base_model: str, precision: str) -> None:
+        self.prefetched.append(base_model)
+
+
+def test_serving_gets_ready_for_the_model_of_a_launched_job(db, launcher, tmp_path):
+    settings = Settings.load(data_dir=tmp_path, models={"tiny": "base/tiny", "big": "base/big"}, max_running_jobs=1)
+    serving = FakeServing()
+    source = {"type": "huggingface", "name": "owner/rows"}
+    for model in ("tiny", "big"):
+        create_job(db, config={"model": model, "datasetSource": source})
+    Reconciler(settings, db, launcher, serving).turn()
+    assert serving.prefetched == ["base/tiny"]
 
 
 def test_a_job_is_not_lost_when_we_die_between_claim_and_submission(db, reconciler, launcher, settings):

@@ -34,8 +34,8 @@ class Looking:
     def look(self, *groups, seconds=10.0):
         for _ in range(int(seconds // 10)):
             with self.db.read() as session:
-                open_jobs = jobs.to_reconcile(session)
-            self.watch.look(open_jobs, groups, {})
+                launched = jobs.launched(session)
+            self.watch.look(launched, groups, {})
             self.clock.advance(10)
 
     def waits(self, seconds):

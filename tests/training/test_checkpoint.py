@@ -371,6 +371,42 @@ def test_where_every_resume_state_is_damaged_the_job_begins_anew(writer, export,
     assert newest_state(store, "job-1", IDENTITY, ALONE) == (None, Progress())
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_states_that_a_ghost_took_away_give_way_to_those_that_it_stored(
+    export, store, sink, tmp_path, monkeypatch, rank
+) -> None:
+    """Of an attempt that storage still hears and Ray no longer: it goes on while its successor reads."""
+    ghost = make_writer(export, store, sink, tmp_path)
+    for step in (1, 2):
+        ghost.submit(snapshot(export, step))
+    ghost.finish()
+    read, listed = store.get, [[2, 1], [4, 3]]
+    going_on = iter([3, 4])
+
+    def get(key: str) -> bytes:
+        if key.endswith("state.safetensors"):
+            for step in going_on:
+                later = make_writer(export, store, sink, tmp_path)
+                later.submit(snapshot(export, step))
+                later.finish()
+        return read(key)
+
+    monkeypatch.setattr(store, "get", get)
+    worker = Told(rank, 1, torch.device("cpu"))
+    object.__setattr__(worker, "told", listed)
+    assert newest_state(store, "job-1", IDENTITY, worker)[1].step == 4
+    assert listed == []
+
+
+class Told(Worker):
+    """A worker that hears from the first what there is, or is that one and tells it."""
+
+    def from_first(self, value):
+        first = self.told.pop(0)
+        assert value == (first if self.is_first else []), "the others look nothing up"
+        return first
+
+
 def test_a_job_without_resume_states_begins_at_its_first_step(store) -> None:
     assert newest_state(store, "job-1", IDENTITY, ALONE) == (None, Progress())
 

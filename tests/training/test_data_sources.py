@@ -13,6 +13,7 @@ from fsspec import AbstractFileSystem
 from arkor_ray.errors import DatasetError
 from arkor_ray.schemas.dataset import HuggingFaceSource
 from arkor_ray.schemas.job import JobConfig
+from arkor_ray.storage import layout
 from arkor_ray.storage.local import LocalStore
 from arkor_ray.training import data_sources
 from arkor_ray.training.data_sources import load_from_hub, load_rows, parse_rows
@@ -122,8 +123,9 @@ def hub(monkeypatch):
         ({"evalSteps": 5, "datasetSplit": {"enabled": True}}, [(None, "train")]),
     ],
 )
-def test_hub_names_and_splits_are_passed_on(hub, tmp_path, wire, calls) -> None:
-    load_rows("job-1", hub_config(**wire), LocalStore(tmp_path), DatasetPolicy())
+def test_hub_names_and_splits_are_passed_on(hub, wire, calls) -> None:
+    config = hub_config(**wire)
+    load_from_hub(config.dataset_source, config, DatasetPolicy())
     wanted = [[("someone/tickets", subset), "download", split] for subset, split in calls]
     assert hub == [each for call in wanted for each in call]
 
@@ -221,6 +223,92 @@ def test_paths_are_no_hub_names(hub, name) -> None:
     with pytest.raises(DatasetError, match="no data set name of the Hub"):
         load_from_hub(source, hub_config(), DatasetPolicy())
     assert hub == []
+
+
+HUB_THAT_HANGS = """
+import threading, time
+from types import SimpleNamespace
+
+data_files = SimpleNamespace(resolve_pattern=None)
+
+def download_and_prepare():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    time.sleep(600)
+
+def load_dataset_builder(name, subset):
+    return SimpleNamespace(config=SimpleNamespace(data_files={}), download_and_prepare=download_and_prepare)
+"""
+HUB_THAT_ANSWERS = """
+import datetime
+from types import SimpleNamespace
+
+data_files = SimpleNamespace(resolve_pattern=None)
+ROWS = {"train": [{"text": "one", "data": [1]}, {"text": "two", "at": datetime.date(2026, 1, 2)}], "validation": []}
+
+def get_dataset_split_names(name, subset):
+    return list(ROWS)
+
+def as_dataset(split):
+    return SimpleNamespace(data=SimpleNamespace(nbytes=1), to_list=lambda: ROWS[split])
+
+def load_dataset_builder(name, subset):
+    config = SimpleNamespace(data_files={})
+    return SimpleNamespace(config=config, download_and_prepare=lambda: None, as_dataset=as_dataset)
+"""
+
+
+@pytest.fixture
+def use_hub(tmp_path, monkeypatch):
+    """Another `datasets` for the processes that are started, from its source."""
+
+    def use(source: str) -> None:
+        (tmp_path / "packages").mkdir()
+        (tmp_path / "packages" / "datasets.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path / "packages")
+
+    return use
+
+
+def test_a_hub_that_never_ends_has_as_long_as_a_url(use_hub, tmp_path) -> None:
+    use_hub(HUB_THAT_HANGS)
+    with pytest.raises(DatasetError, match=r"'someone/tickets' .* within 2 s, .* ARKOR_RAY_DATASETS_TIMEOUT_S"):
+        load_rows("job-1", hub_config(), LocalStore(tmp_path / "store"), DatasetPolicy(timeout_s=2))
+    assert list(LocalStore(tmp_path / "store").list("")) == []
+
+
+def test_every_attempt_has_the_rows_of_the_first(use_hub, tmp_path) -> None:
+    """Also where the Hub has an evaluation split without rows, and values that JSON has not."""
+    use_hub(HUB_THAT_ANSWERS)
+    store, config = LocalStore(tmp_path / "store"), hub_config(evalSteps=5)
+    first = load_rows("job-1", config, store, DatasetPolicy())
+    assert first == {"train": [{"text": "one", "data": [1]}, {"text": "two", "at": "2026-01-02"}]}
+    assert load_rows("job-1", config, store, DatasetPolicy()) == first
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"train": [{"text": "one"}], "text": "a whole row"}],
+        [{"data": [1, 2], "messages": []}],
+        [[{"text": "in a list"}], "not json", 5, None],
+    ],
+)
+def test_a_stored_row_is_read_as_the_row_that_it_is(tmp_path, rows) -> None:
+    path, store = tmp_path / "rows.json", LocalStore(tmp_path / "store")
+    path.write_text(json.dumps(rows))
+    config = JobConfig.parse({"model": "m", "datasetSource": {"type": "blob", "url": path.as_uri()}})
+    policy = DatasetPolicy(allow_local_paths=True)
+    assert load_rows("job-1", config, store, policy) == {"train": rows}
+    path.unlink()
+    assert load_rows("job-1", config, store, policy) == {"train": rows}
+
+
+def test_an_evaluation_split_without_rows_that_an_earlier_version_stored_counts_as_none(tmp_path) -> None:
+    store = LocalStore(tmp_path)
+    for name, data in (("train.jsonl", ROWS), ("eval.jsonl", b""), ("index.json", b'["eval", "train"]')):
+        store.put(layout.dataset_prefix("job-1") + name, data)
+    rows = load_rows("job-1", hub_config(evalSteps=5), store, DatasetPolicy())
+    assert rows["eval"] == [] and len(rows["train"]) == 2
 
 
 def test_an_unknown_dataset_is_the_users_error(monkeypatch) -> None:
