@@ -7,6 +7,7 @@ import logging
 import os
 
 from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -28,7 +29,9 @@ DEPLOYMENT = "Api"
 MAX_ONGOING_REQUESTS = 20_000  # event streams stay open for as long as their jobs run
 
 
-def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application:
+def build_api(
+    settings: Settings, *, num_replicas: int = 1, max_replicas_per_node: int | None = None
+) -> serve.Application:
     """The application to run with the route prefix "/". Everything it holds is made on the replica."""
 
     def build() -> FastAPI:
@@ -42,6 +45,7 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
     deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=num_replicas,
+        max_replicas_per_node=max_replicas_per_node,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": HARDLY_A_CPU, "label_selector": nodes_for(settings, "control-plane")},
         health_check_period_s=5,
@@ -53,16 +57,31 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
     return deployment(serve.ingress(build)(Api)).bind()
 
 
+class ApiArgs(BaseModel):
+    """What a config for `serve deploy` may say of the control plane. Serve takes strings, and so does this."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_replicas: int = Field(default=1, ge=1)
+    max_replicas_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        description="With 1 the API outlives a node, and a replica that finds no node to itself waits for one.",
+    )
+
+
 def application(args: dict[str, str]) -> serve.Application:
     """For `serve deploy`, whose config names this function: settings come from ARKOR_RAY_* of the environment.
 
-    `args`: "num_replicas", 1 if absent. Also makes sure that the controller runs, which `arkor-ray up` does by itself.
-    Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is Serve's config that says who reaches the API.
+    `args` are those of ApiArgs; others, and counts below 1, raise pydantic's ValidationError, which names them. Also makes sure
+    that the controller runs, which `arkor-ray up` does by itself. Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is
+    Serve's config that says who reaches the API.
     """
+    spread = ApiArgs.model_validate(args)
     said = {} if os.environ.get("ARKOR_RAY_ANONYMOUS") else {"anonymous": False}
     settings = Settings.load(**said)
     ensure_controller(settings)
-    return build_api(settings, num_replicas=int(args.get("num_replicas", "1")))
+    return build_api(settings, num_replicas=spread.num_replicas, max_replicas_per_node=spread.max_replicas_per_node)
 
 
 class Api:
