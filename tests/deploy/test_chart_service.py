@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from arkor_ray.cli.main import COMMANDS
 from arkor_ray.settings import Settings
-from tests.deploy.chart import CHART, EVERYTHING, INSTALLS, ROOT, YOURS, Rendered, install, render, with_values
+from tests.deploy.chart import CHART, EVERYTHING, INSTALLS, RELEASE, ROOT, YOURS, Rendered, install, render, with_values
 
 EVERY_INSTALL = pytest.mark.parametrize("name", INSTALLS)
 NOT_ON_A_CLUSTER = {"host", "port"}  # Ray Serve's proxies listen where serveConfigV2 says
@@ -113,9 +114,24 @@ def test_another_catalogue_has_another_name_and_the_running_clusters_stays():
             assert mounted == made
 
 
+def serve_config(rendered: Rendered) -> dict[str, Any]:
+    return yaml.safe_load(rendered.ray_service["spec"]["serveConfigV2"])
+
+
 def test_the_serve_application_is_that_of_the_serving_folder():
-    config = yaml.safe_load(install("yours").ray_service["spec"]["serveConfigV2"])
+    """But for the spread: of the nodes there nobody knows how many there are."""
+    config = serve_config(install("yours"))
+    del config["applications"][0]["args"]["max_replicas_per_node"]
     assert config == yaml.safe_load((ROOT / "serving" / "config.yaml").read_text())
+
+
+@EVERY_INSTALL
+def test_replicas_of_the_api_share_no_pod_and_have_as_many_as_they_need(name):
+    args = serve_config(install(name))["applications"][0]["args"]
+    replicas = INSTALLS[name].get("api", {}).get("replicas", 2)
+    assert args["num_replicas"] == str(replicas)
+    assert args.get("max_replicas_per_node") == ("1" if replicas > 1 else None)
+    assert install(name).groups().get("cpu", {"minReplicas": 1})["minReplicas"] >= replicas
 
 
 def test_versions_are_those_of_the_package_and_of_what_it_is_tested_with():
@@ -209,9 +225,9 @@ def test_ray_is_told_how_many_gpus_a_pod_has_whatever_their_resource_is_called()
 
 def test_amounts_may_be_numbers_and_reach_ray_as_strings():
     """Its custom resources take no number with a fraction."""
-    resources = {"requests": {"cpu": 0.5}, "limits": {"memory": 8589934592}}
+    resources = {"requests": {"cpu": 0.5}, "limits": {"memory": 8589934592, "ephemeral-storage": 2**31}}
     rendered = render(with_values(EVERYTHING, head={"resources": resources}, migration={"resources": resources}))
-    amounts = {"requests": {"cpu": "0.5", "memory": "8Gi"}, "limits": {"memory": "8589934592"}}
+    amounts = {"requests": {"cpu": "0.5", "memory": "8Gi"}, "limits": {"memory": "8589934592", "ephemeral-storage": "2147483648"}}
     assert rendered.ray_pods()[0].spec["containers"][0]["resources"] == amounts
     [migrate] = rendered.the("Job", "migrate")["spec"]["template"]["spec"]["containers"]
     assert migrate["resources"]["requests"]["cpu"] == "0.5"
@@ -326,8 +342,12 @@ def test_the_readme_gives_helm_the_time_that_its_hooks_and_its_test_may_take():
     )
     jobs = install("everything").of_kind("Job")
     assert jobs and install_s >= max(each["spec"]["activeDeadlineSeconds"] for each in jobs)
-    waits = re.search(r'"WAIT", "(\d+)"', (CHART / "scripts" / "check_install.py").read_text())
-    assert test_s >= int(waits.group(1)) + 300, "the image may have to come first"
+    waits = [each["value"] for each in install("yours").the("Pod", "test")["spec"]["containers"][0]["env"][-1:]]
+    assert test_s == int(*waits) + 60, "in which its pod starts; Helm alone would not say what is not ready"
+    assert f"test {RELEASE} --timeout {test_s // 60}m" in install("yours").notes
+    assert text.index("get rayservice") < text.index("helm test"), "or it waits for images that are still to come"
+    longer = render(with_values(YOURS, test={"waitSeconds": 3600}))
+    assert f"test {RELEASE} --timeout 61m" in longer.notes
 
 
 @pytest.mark.parametrize("name", ["values-one-gpu.yaml", "values-100-gpus.yaml"])
