@@ -104,7 +104,9 @@ def test_a_pod_for_training_may_have_what_its_machines_network_needs():
     text = (CHART / "values-100-gpus.yaml").read_text()
     efa = dict(re.findall(r"^ +#   (\S+): (\S+)$", text, re.M))
     assert set(efa) == {"vpc.amazonaws.com/efa", "hugepages-2Mi"}
-    values = with_values(INSTALLS["values-100-gpus.yaml"], workerGroups={"gpu-training": {"resources": {"limits": efa}}})
+    values = with_values(
+        INSTALLS["values-100-gpus.yaml"], workerGroups={"gpu-training": {"resources": {"limits": efa}}}
+    )
     assert efa.items() <= ray_pod(values, "gpu-training").spec["containers"][0]["resources"]["limits"].items()
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from arkor_ray.cli.main import COMMANDS
 from arkor_ray.settings import Settings
-from tests.deploy.chart import CHART, EVERYTHING, INSTALLS, RELEASE, ROOT, YOURS, Rendered, install, render, with_values
+from tests.deploy.chart import CHART, EVERYTHING, INSTALLS, ROOT, YOURS, Rendered, install, render, with_values
 
 EVERY_INSTALL = pytest.mark.parametrize("name", INSTALLS)
 NOT_ON_A_CLUSTER = {"host", "port"}  # Ray Serve's proxies listen where serveConfigV2 says
@@ -227,7 +227,10 @@ def test_amounts_may_be_numbers_and_reach_ray_as_strings():
     """Its custom resources take no number with a fraction."""
     resources = {"requests": {"cpu": 0.5}, "limits": {"memory": 8589934592, "ephemeral-storage": 2**31}}
     rendered = render(with_values(EVERYTHING, head={"resources": resources}, migration={"resources": resources}))
-    amounts = {"requests": {"cpu": "0.5", "memory": "8Gi"}, "limits": {"memory": "8589934592", "ephemeral-storage": "2147483648"}}
+    amounts = {
+        "requests": {"cpu": "0.5", "memory": "8Gi"},
+        "limits": {"memory": "8589934592", "ephemeral-storage": "2147483648"},
+    }
     assert rendered.ray_pods()[0].spec["containers"][0]["resources"] == amounts
     [migrate] = rendered.the("Job", "migrate")["spec"]["template"]["spec"]["containers"]
     assert migrate["resources"]["requests"]["cpu"] == "0.5"
@@ -332,22 +335,6 @@ def test_the_hooks_replace_what_an_earlier_one_left():
     assert {each["kind"] for each in hooks} == {"Job", "Pod"}
     for each in hooks:
         assert "before-hook-creation" in each["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
-
-
-def test_the_readme_gives_helm_the_time_that_its_hooks_and_its_test_may_take():
-    text = (ROOT / "helm" / "README.md").read_text()
-    (install_s, test_s) = (
-        int(re.search(rf"^helm {command} .*--timeout (\d+)m$", text, re.M).group(1)) * 60
-        for command in ("upgrade --install", "test")
-    )
-    jobs = install("everything").of_kind("Job")
-    assert jobs and install_s >= max(each["spec"]["activeDeadlineSeconds"] for each in jobs)
-    waits = [each["value"] for each in install("yours").the("Pod", "test")["spec"]["containers"][0]["env"][-1:]]
-    assert test_s == int(*waits) + 60, "in which its pod starts; Helm alone would not say what is not ready"
-    assert f"test {RELEASE} --timeout {test_s // 60}m" in install("yours").notes
-    assert text.index("get rayservice") < text.index("helm test"), "or it waits for images that are still to come"
-    longer = render(with_values(YOURS, test={"waitSeconds": 3600}))
-    assert f"test {RELEASE} --timeout 61m" in longer.notes
 
 
 @pytest.mark.parametrize("name", ["values-one-gpu.yaml", "values-100-gpus.yaml"])
