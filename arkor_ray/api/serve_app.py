@@ -45,7 +45,7 @@ def build_api(
     deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=num_replicas,
-        max_replicas_per_node=max_replicas_per_node,
+        max_replicas_per_node=max_replicas_per_node,  # type: ignore[arg-type]  # None is what Serve keeps for no limit
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": HARDLY_A_CPU, "label_selector": nodes_for(settings, "control-plane")},
         health_check_period_s=5,

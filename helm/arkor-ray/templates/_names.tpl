@@ -79,7 +79,7 @@ https://{{ .Values.ingress.host }}
 {{- toJson (prepend (include "arkor-ray.groups" . | fromJsonArray) $head) -}}
 {{- end }}
 
-{{/* Of those groups the ones on whose pods a replica of the API may run. */}}
+{{/* Of the groups those on whose pods a replica of the API may run, as a list of the same dicts. */}}
 {{- define "arkor-ray.apiGroups" -}}
 {{- $groups := list -}}
 {{- range include "arkor-ray.groups" . | fromJsonArray -}}

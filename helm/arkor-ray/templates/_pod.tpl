@@ -73,7 +73,8 @@ spec:
         {{- end }}
       resources: {{- include "arkor-ray.resources" (dict "spec" $spec "gpuResource" $root.Values.gpuResource) | nindent 8 }}
       {{- /* Ray's agent answers for the raylet, on the head also for the GCS. A worker is ready when it can pass on
-      requests to the API; one without a replica runs no proxy, is never ready, and works all the same. */}}
+      requests to the API; one without a replica runs no proxy, is never ready, and works all the same. So it must be with roles as
+      well, though no Service of ours has such pods then: KubeRay's own takes every worker that is ready. */}}
       startupProbe:
         httpGet: {path: /api/healthz, port: 52365}
         periodSeconds: 5
@@ -142,8 +143,8 @@ spec:
 {{- end }}
 
 {{/*
-Of the pods that may hold the API: not all on one machine, where that can be. What the values say of a group's place is taken as it
-is, without ours. The arguments are those of arkor-ray.podTemplate.
+Of a group's constraints. Pods that may hold the API are not to be all on one machine, where that can be, unless the values say how the
+group's pods stand to others. The arguments are those of arkor-ray.podTemplate.
 */}}
 {{- define "arkor-ray.spread" -}}
 {{- $affinity := default dict .spec.affinity -}}
