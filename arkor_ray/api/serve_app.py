@@ -8,6 +8,7 @@ import os
 import time
 
 from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -37,7 +38,9 @@ DATABASE_PATIENCE_S = 600.0
 DATABASE_AGAIN_S = 2.0
 
 
-def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application:
+def build_api(
+    settings: Settings, *, num_replicas: int = 1, max_replicas_per_node: int | None = None
+) -> serve.Application:
     """The application to run with the route prefix "/". Everything it holds is made on the replica."""
 
     def build() -> FastAPI:
@@ -51,29 +54,50 @@ def build_api(settings: Settings, *, num_replicas: int = 1) -> serve.Application
     deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=num_replicas,
+        max_replicas_per_node=max_replicas_per_node,  # type: ignore[arg-type]  # None is what Serve keeps for no limit
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": HARDLY_A_CPU, "label_selector": nodes_for(settings, "control-plane")},
         health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=15,
         graceful_shutdown_timeout_s=DRAIN_S,
         graceful_shutdown_wait_loop_s=0.5,
-        max_surge_percent=100,  # the next replica answers before the last one takes no more
+        # The next replica answers before the last one takes no more, unless it would wait for that one's place.
+        max_surge_percent=100 if max_replicas_per_node is None else 0,
     )
     return deployment(serve.ingress(build)(Api)).bind()
+
+
+class ApiArgs(BaseModel):
+    """What a config for `serve deploy` may say of the control plane. Serve takes strings, and so does this."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_replicas: int = Field(default=1, ge=1)
+    max_replicas_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        description="With 1 the API outlives a node, and a replica that finds no node to itself waits for one.",
+    )
+    release: str | None = Field(
+        default=None,
+        description="Any text: another one replaces all replicas, one after another, where the code is new.",
+    )
 
 
 def application(args: dict[str, str]) -> serve.Application:
     """For `serve deploy`, whose config names this function: settings come from ARKOR_RAY_* of the environment.
 
-    `args`: "num_replicas", 1 if absent. Also makes sure that the controller runs, which `arkor-ray up` does by itself.
-    Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is Serve's config that says who reaches the API. Raises
-    InvalidRequestError for a Ray on which it would not be safe, or could launch no job.
+    `args` are those of ApiArgs; others, and counts below 1, raise pydantic's ValidationError, which names them. Also makes sure
+    that the controller runs, which `arkor-ray up` does by itself. Anonymous tokens are for ARKOR_RAY_ANONYMOUS=1 alone: it is
+    Serve's config that says who reaches the API. Raises InvalidRequestError for a Ray on which it would not be safe, or could
+    launch no job.
     """
+    spread = ApiArgs.model_validate(args)
     said = {} if os.environ.get("ARKOR_RAY_ANONYMOUS") else {"anonymous": False}
     settings = Settings.load(**said)
     check_ray(settings)
     ensure_controller(settings)
-    return build_api(settings, num_replicas=int(args.get("num_replicas", "1")))
+    return build_api(settings, num_replicas=spread.num_replicas, max_replicas_per_node=spread.max_replicas_per_node)
 
 
 def migrate_when_there(db: Database, patience_s: float = DATABASE_PATIENCE_S) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray import serve
 from sqlalchemy.exc import OperationalError
 
 from arkor_ray.api import serve_app
@@ -23,7 +25,7 @@ def test_serves_config_may_let_anybody_in_so_tokens_for_anybody_must_be_asked_fo
         monkeypatch.setenv("ARKOR_RAY_ANONYMOUS", said)
     monkeypatch.setattr(serve_app, "check_ray", lambda settings: None)
     monkeypatch.setattr(serve_app, "ensure_controller", lambda settings: None)
-    monkeypatch.setattr(serve_app, "build_api", lambda settings, num_replicas: settings)
+    monkeypatch.setattr(serve_app, "build_api", lambda settings, **spread: settings)
     assert serve_app.application({}).anonymous is anonymous
 
 
@@ -82,3 +84,30 @@ def test_streams_end_once_when_serve_asks_no_more_how_this_replica_is(
 
     assert asyncio.run(main()) == [0, 1, 1, 2]
     db.close()
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[str, str]], serve.Deployment]:
+    """The deployment that Serve is given for these arguments of the config."""
+    monkeypatch.setenv("ARKOR_RAY_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(serve_app, "ensure_controller", lambda settings: None)
+    return lambda args: serve_app.application(args)._bound_deployment
+
+
+def test_replicas_are_as_many_as_the_config_says_and_share_no_node_where_it_says_so(deployed) -> None:
+    alone, spread = deployed({}), deployed({"num_replicas": "3", "max_replicas_per_node": "1"})
+    assert (alone.num_replicas, alone._replica_config.max_replicas_per_node) == (1, None)
+    assert (spread.num_replicas, spread._replica_config.max_replicas_per_node) == (3, 1)
+
+
+def test_a_replica_is_replaced_before_it_ends_unless_the_next_one_needs_its_place(deployed) -> None:
+    alone, spread = deployed({"release": "2"}), deployed({"num_replicas": "3", "max_replicas_per_node": "1"})
+    assert [each._deployment_config.max_surge_percent for each in (alone, spread)] == [100, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("num_replicas", "0"), ("max_replicas_per_node", "one"), ("max_replicas_per_nod", "1")]
+)
+def test_an_argument_that_is_no_count_or_has_no_meaning_is_refused_by_its_name(deployed, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        deployed({name: said})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from arkor_ray.settings import Settings
 from tests.deploy.chart import EVERYTHING, INSTALLS, NAMESPACE, YOURS, Pod, Rendered, install, render, with_values
 
 RAY_PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001, "agent": 52365, "worker": 19000}
@@ -24,6 +25,12 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
         labels.get(each["key"]) in each["values"] for each in expressions
     )
+
+
+def takes_clients(rendered: Rendered, pod: Pod) -> bool:
+    """With roles the pods of the control plane; any Ray pod without."""
+    has_roles = rendered.ray_pods()[0].environment()["ARKOR_RAY_NODE_ROLES"]["value"] == "1"
+    return pod.component == "ray" and (not has_roles or pod.labels["arkor-ray/role"] == "control-plane")
 
 
 def open_ports(rendered: Rendered, to: Pod, source: dict[str, str], namespace: str = NAMESPACE) -> set[int]:
@@ -80,8 +87,17 @@ def test_the_only_ingress_leads_to_the_apis_port(name):
                 if selects({"matchLabels": service["spec"]["selector"]}, pod.labels):
                     [target] = [p for p in pod.spec["containers"][0]["ports"] if p["name"] == port["targetPort"]]
                     assert (pod.component, target["containerPort"]) == ("ray", API)
-    api = rendered.the("Service", "-api")["spec"]
-    assert all(selects({"matchLabels": api["selector"]}, pod.labels) for pod in rendered.ray_pods())
+
+
+@EVERY_INSTALL
+def test_event_streams_do_not_go_through_pods_that_train_or_answer_where_these_have_pods_of_their_own(name):
+    rendered = install(name)
+    api = rendered.the("Service", "-api")["spec"]["selector"]
+    reached = {pod.owner for pod in rendered.ray_pods() if selects({"matchLabels": api}, pod.labels)}
+    if INSTALLS[name].get("nodeRoles", True):
+        assert reached == {"RayService/head", "RayService/cpu"}
+    else:
+        assert reached == {pod.owner for pod in rendered.ray_pods()}
 
 
 def test_the_ingress_has_both_hosts_with_their_certificates_and_lets_streams_through():
@@ -94,6 +110,18 @@ def test_the_ingress_has_both_hosts_with_their_certificates_and_lets_streams_thr
     nginx = {key.rsplit("/", 1)[1]: value for key, value in ingress["metadata"]["annotations"].items()}
     assert nginx["proxy-buffering"] == "off"
     assert int(nginx["proxy-read-timeout"]) >= 3600 <= int(nginx["proxy-send-timeout"])
+
+
+@pytest.mark.parametrize("given", [None, 64 * 2**20])
+def test_the_ingress_takes_the_bodies_that_the_api_takes(given):
+    rendered = render(with_values(EVERYTHING, settings={"max_body_bytes": given} if given else {}))
+    size = "nginx.ingress.kubernetes.io/proxy-body-size"
+    taken = rendered.the("Ingress")["metadata"]["annotations"][size]
+    assert int(taken) == (given or Settings.model_fields["max_body_bytes"].default)
+    told = rendered.ray_pods()[0].environment().get("ARKOR_RAY_MAX_BODY_BYTES")
+    assert told == (given and {"name": "ARKOR_RAY_MAX_BODY_BYTES", "value": taken})
+    own = render(with_values(EVERYTHING, ingress={"annotations": {size: "1g"}})).the("Ingress")
+    assert own["metadata"]["annotations"][size] == "1g"
 
 
 @EVERY_INSTALL
@@ -113,7 +141,7 @@ def test_each_neighbour_reaches_what_it_needs_and_no_more(name):
     ray = rendered.ray_pods()
     for pod in pods.values():
         is_ray, is_head = pod in ray, pod.owner == "RayService/head"
-        assert open_ports(rendered, pod, {}, "ingress-nginx") == ({API} if is_ray else set())
+        assert open_ports(rendered, pod, {}, "ingress-nginx") == ({API} if takes_clients(rendered, pod) else set())
         assert open_ports(rendered, pod, {}, "kuberay-operator") == (
             {API, RAY_PORTS["dashboard"]} if is_head else set()
         )
@@ -132,16 +160,29 @@ def test_each_neighbour_reaches_what_it_needs_and_no_more(name):
                 port, callers = ours[target.component]
                 assert open_ports(rendered, target, source.labels) == ({port} if source.component in callers else set())
             elif target.component == "ray" and source.component != "ray":
-                assert open_ports(rendered, target, source.labels) == ({API} if source.component == "test" else set())
+                reaches = source.component == "test" and takes_clients(rendered, target)
+                assert open_ports(rendered, target, source.labels) == ({API} if reaches else set())
 
 
 def test_the_way_out_is_closed_but_for_names_this_release_and_what_is_listed():
     policy = install("everything").the("NetworkPolicy", "egress")["spec"]
     assert all(selects(policy["podSelector"], pod.labels) for pod in install("everything").pods())
     names, own, listed = policy["egress"]
-    assert {port["port"] for port in names["ports"]} == {53}
+    assert names == {
+        "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}],
+    }
     assert own == {"to": [{"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "rel"}}}]}
     assert listed == {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
+
+
+def test_names_may_be_answered_elsewhere_than_in_kube_system_and_at_another_port():
+    openshift = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}
+    dns = {"ports": [5353], "to": [openshift, {"ipBlock": {"cidr": "169.254.20.10/32"}}]}
+    rendered = render(with_values(EVERYTHING, networkPolicy={"egress": {"dns": dns}}))
+    names = rendered.the("NetworkPolicy", "egress")["spec"]["egress"][0]
+    assert names["to"] == dns["to"]
+    assert {(port["port"], port["protocol"]) for port in names["ports"]} == {(5353, "UDP"), (5353, "TCP")}
 
 
 @EVERY_INSTALL

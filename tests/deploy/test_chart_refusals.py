@@ -121,6 +121,15 @@ def test_what_is_missing_is_named(missing, words):
             {"podDefaults": {"extraVolumeMounts": [{"name": "models", "mountPath": "/models"}]}},
             "head.extraVolumeMounts: there is no volume models; name it in extraVolumes",
         ),
+        (
+            {"api": {"replicas": 3}},
+            "api.replicas: each of the 3 has a pod to itself, and just 2 are always there (minReplicas of the groups with role "
+            "control-plane)",
+        ),
+        (
+            {"nodeRoles": False, "workerGroups": {"cpu": {"minReplicas": 0}}, "api": {"replicas": 3}},
+            "api.replicas: each of the 3 has a pod to itself, and just 2 are always there (minReplicas of the groups);",
+        ),
         ({"kueue": {"queueName": "ml"}}, "set autoscaling.enabled=false, or kueue.elastic=true"),
         (
             {"workerGroups": {"cpu": {"minReplicas": 9}}},
@@ -261,6 +270,8 @@ def test_a_short_secret_is_refused_and_a_random_one_is_taken():
         ({"storage": {"url": "file:///data"}}, "/storage/url"),
         ({"gcsFaultTolerance": {"redisAddress": "redis://:pw@redis:6379"}}, "/gcsFaultTolerance/redisAddress"),
         ({"anonymous": "false"}, "/anonymous"),
+        ({"podDefaults": {"scratch": {"size": "50GB"}}}, "/podDefaults/scratch/size"),
+        ({"networkPolicy": {"egress": {"dns": {"to": []}}}}, "/networkPolicy/egress/dns/to"),
     ],
 )
 def test_a_typo_is_an_error(mistake, words):

@@ -22,6 +22,11 @@ def run(script: str, monkeypatch: pytest.MonkeyPatch, **environment: str) -> Non
     runpy.run_path(str(SCRIPTS / script))
 
 
+def check_install(monkeypatch: pytest.MonkeyPatch, api: str, head: str) -> None:
+    """`helm test`, which does not wait here."""
+    run("check_install.py", monkeypatch, API=f"http://{api}", HEAD=head, WAIT="0")
+
+
 @contextmanager
 def answering(status: int) -> Iterator[str]:
     """HOST:PORT of a server whose every answer has this status."""
@@ -64,14 +69,14 @@ def test_the_bucket_is_made_once(moto_s3, monkeypatch):
 @pytest.mark.parametrize("status", [401, 403])
 def test_an_install_whose_api_is_ready_and_whose_dashboard_asks_for_a_token_passes(status, monkeypatch):
     with answering(200) as api, answering(status) as head:
-        run("check_install.py", monkeypatch, API=f"http://{api}", HEAD=head)
+        check_install(monkeypatch, api, head)
 
 
 def test_a_dashboard_that_cannot_be_reached_passes_too(monkeypatch):
     with answering(200) as api, answering(401) as gone:
         pass
     with answering(200) as api:
-        run("check_install.py", monkeypatch, API=f"http://{api}", HEAD=gone)
+        check_install(monkeypatch, api, gone)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +89,10 @@ def test_a_dashboard_that_cannot_be_reached_passes_too(monkeypatch):
 )
 def test_an_open_dashboard_or_an_api_that_is_not_ready_fails(ready, dashboard, words, monkeypatch):
     with answering(ready) as api, answering(dashboard) as head, pytest.raises(SystemExit) as caught:
-        run("check_install.py", monkeypatch, API=f"http://{api}", HEAD=head, WAIT="0")
+        check_install(monkeypatch, api, head)
     assert words in str(caught.value)
 
 
 def test_a_head_whose_name_leads_nowhere_fails(monkeypatch):
     with answering(200) as api, pytest.raises(OSError):
-        run("check_install.py", monkeypatch, API=f"http://{api}", HEAD="no-such-head.invalid:8265")
+        check_install(monkeypatch, api, "no-such-head.invalid:8265")

@@ -113,7 +113,7 @@ def test_each_is_random_and_long_and_outlives_the_release():
 def test_an_upgrade_keeps_every_one(kubernetes):
     installed = render(EVERYTHING)
     kubernetes.keep(installed)
-    upgraded = upgrade(kubernetes, with_values(EVERYTHING, api={"replicas": 5}))
+    upgraded = upgrade(kubernetes, with_values(EVERYTHING, api={"replicas": 1}))
     assert secrets_of(upgraded) == secrets_of(installed)
     assert "delete raycluster" in upgraded.notes
 

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 api, head = os.environ["API"], os.environ["HEAD"]
-deadline, said = time.monotonic() + float(os.environ.get("WAIT", "300")), ""
+deadline, said = time.monotonic() + float(os.environ["WAIT"]), ""
 while True:
     try:
         with urllib.request.urlopen(f"{api}/readyz", timeout=20) as answer:

@@ -25,5 +25,5 @@ spec:
         - {name: tmp, mountPath: /tmp}
   volumes:
     - name: tmp
-      emptyDir: {}
+      emptyDir: {sizeLimit: 1Gi}
 {{- end }}

@@ -20,6 +20,14 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* The pods through which clients reach the API. */}}
+{{- define "arkor-ray.apiSelector" -}}
+{{ include "arkor-ray.selector" (dict "root" . "component" "ray") }}
+{{- if .Values.nodeRoles }}
+arkor-ray/role: control-plane
+{{- end }}
+{{- end }}
+
 {{/* dict root, tag (of a pod that has an image of its own, or empty) */}}
 {{- define "arkor-ray.image" -}}
 {{- $image := .root.Values.image -}}
@@ -67,8 +75,17 @@ https://{{ .Values.ingress.host }}
 
 {{/* The same of the head, and then of the groups. */}}
 {{- define "arkor-ray.pods" -}}
-{{- $head := mustMergeOverwrite (deepCopy .Values.podDefaults) (deepCopy .Values.head) -}}
-{{- toJson (prepend (include "arkor-ray.groups" . | fromJsonArray) (set $head "name" "head")) -}}
+{{- $head := mustMergeOverwrite (deepCopy .Values.podDefaults) (deepCopy .Values.head) (dict "name" "head" "role" "control-plane") -}}
+{{- toJson (prepend (include "arkor-ray.groups" . | fromJsonArray) $head) -}}
+{{- end }}
+
+{{/* Of the groups those on whose pods a replica of the API may run, as a list of the same dicts. */}}
+{{- define "arkor-ray.apiGroups" -}}
+{{- $groups := list -}}
+{{- range include "arkor-ray.groups" . | fromJsonArray -}}
+{{- if or (not $.Values.nodeRoles) (eq (default "" .role) "control-plane") -}}{{- $groups = append $groups . -}}{{- end -}}
+{{- end -}}
+{{- toJson $groups -}}
 {{- end }}
 
 {{- define "arkor-ray.podSecurityContext" -}}

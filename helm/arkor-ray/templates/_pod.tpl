@@ -10,6 +10,10 @@ metadata:
   labels:
     {{- include "arkor-ray.selector" (dict "root" $root "component" "ray") | nindent 4 }}
     arkor-ray/group: {{ .name }}
+    {{- /* By Ray's own label of that name its work finds the node; by this one Services and policies find the pod. */}}
+    {{- with $spec.role }}
+    arkor-ray/role: {{ . }}
+    {{- end }}
     {{- with $spec.podLabels }}{{ toYaml . | nindent 4 }}{{ end }}
   {{- with $spec.podAnnotations }}
   annotations: {{- toYaml . | nindent 4 }}
@@ -40,7 +44,7 @@ spec:
   {{- with $spec.affinity }}
   affinity: {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with $spec.topologySpreadConstraints }}
+  {{- with include "arkor-ray.spread" . | fromYamlArray }}
   topologySpreadConstraints: {{- toYaml . | nindent 4 }}
   {{- end }}
   containers:
@@ -69,7 +73,8 @@ spec:
         {{- end }}
       resources: {{- include "arkor-ray.resources" (dict "spec" $spec "gpuResource" $root.Values.gpuResource) | nindent 8 }}
       {{- /* Ray's agent answers for the raylet, on the head also for the GCS. A worker is ready when it can pass on
-      requests to the API; one without a replica runs no proxy, is never ready, and works all the same. */}}
+      requests to the API; one without a replica runs no proxy, is never ready, and works all the same. So it must be with roles as
+      well, though no Service of ours has such pods then: KubeRay's own takes every worker that is ready. */}}
       startupProbe:
         httpGet: {path: /api/healthz, port: 52365}
         periodSeconds: 5
@@ -103,13 +108,13 @@ spec:
         {{- with $spec.extraVolumeMounts }}{{ toYaml . | nindent 8 }}{{ end }}
   volumes:
     - name: tmp
-      emptyDir: {}
-    - name: ray-logs
-      emptyDir: {}
+      emptyDir: {sizeLimit: {{ $spec.tmp.size }}}
+    - name: ray-temp
+      emptyDir: {sizeLimit: {{ $spec.rayTemp.size }}}
     - name: shared-mem
       emptyDir: {medium: Memory, sizeLimit: {{ $spec.sharedMemoryGiB }}Gi}
     - name: home
-      emptyDir: {}
+      emptyDir: {sizeLimit: {{ $spec.tmp.size }}}
     - name: scratch
       {{- include "arkor-ray.podVolume" $spec.scratch | nindent 6 }}
     - name: model-cache
@@ -134,7 +139,32 @@ spec:
 {{/* Of Ray and of the autoscaler, whose logs the head reads. */}}
 {{- define "arkor-ray.tempMounts" -}}
 - {name: tmp, mountPath: /tmp}
-- {name: ray-logs, mountPath: /tmp/ray}
+- {name: ray-temp, mountPath: /tmp/ray}
+{{- end }}
+
+{{/*
+Of a group's constraints. Pods that may hold the API are not to be all on one machine, where that can be, unless the values say how the
+group's pods stand to others. The arguments are those of arkor-ray.podTemplate.
+*/}}
+{{- define "arkor-ray.spread" -}}
+{{- $affinity := default dict .spec.affinity -}}
+{{- if .spec.topologySpreadConstraints -}}
+{{ toYaml .spec.topologySpreadConstraints }}
+{{- else if not (or $affinity.podAffinity $affinity.podAntiAffinity) -}}
+{{- $name := .name -}}
+{{- $root := .root -}}
+{{- range include "arkor-ray.apiGroups" $root | fromJsonArray -}}
+{{- if eq .name $name -}}
+- maxSkew: 1
+  topologyKey: kubernetes.io/hostname
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "arkor-ray.selector" (dict "root" $root "component" "ray") | nindent 6 }}
+      arkor-ray/group: {{ $name }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{/* A user of whom the image may know nothing needs a name as well: getpass asks for one. */}}
@@ -147,6 +177,9 @@ spec:
 {{- define "arkor-ray.rayEnv" -}}
 {{ include "arkor-ray.userEnv" . }}
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
+# Nothing to drain, as in cluster/node.sh: all state is in the database and the storage. Ray would wait half a minute of
+# terminationGracePeriodSeconds for work that does not end, and Ray Train take its pod for one that is preempted.
+- {name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: "0"}
 - {name: HF_HOME, value: /var/cache/arkor-ray/huggingface}
 {{- if .Values.hub.offline }}
 - {name: HF_HUB_OFFLINE, value: "1"}
@@ -182,15 +215,40 @@ spec:
 {{- end }}
 {{- end }}
 
+{{/* The largest body that the API takes; where the values say nothing, the default of arkor_ray/settings.py. */}}
+{{- define "arkor-ray.maxBodyBytes" -}}
+{{ include "arkor-ray.plainNumber" (default 8388608 .Values.settings.max_body_bytes) }}
+{{- end }}
+
 {{/* Helm reads numbers as floats, which print as 8.388608e+06. */}}
 {{- define "arkor-ray.plainNumber" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
+{{- end }}
+
+{{/*
+What a pod is to fill of its node's disk, in whole Gi: a node has to have it, and the pod is not among the first to go when the disk
+fills up, which are those that took more than they requested. /tmp and the home directory are not counted, as they are only kept
+from growing without end; and there is no limit, as each volume has its own.
+*/}}
+{{- define "arkor-ray.nodeDisk" -}}
+{{- $sizes := list .rayTemp.size -}}
+{{- if not .scratch.storageClass -}}{{- $sizes = append $sizes .scratch.size -}}{{- end -}}
+{{- if not (or .modelCache.storageClass .modelCache.existingClaim) -}}{{- $sizes = append $sizes .modelCache.size -}}{{- end -}}
+{{- $units := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
+{{- $bytes := 0.0 -}}
+{{- range $sizes -}}
+{{- $bytes = addf $bytes (mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .))) -}}
+{{- end -}}
+{{ divf $bytes 1073741824.0 | ceil | int64 }}Gi
 {{- end }}
 
 {{- define "arkor-ray.resources" -}}
 {{- $resources := deepCopy .spec.resources -}}
 {{- if .spec.gpus -}}
 {{- $_ := set $resources "limits" (set (default dict $resources.limits) .gpuResource (int .spec.gpus)) -}}
+{{- end -}}
+{{- if not (or (hasKey (default dict $resources.requests) "ephemeral-storage") (hasKey (default dict $resources.limits) "ephemeral-storage")) -}}
+{{- $_ := set $resources "requests" (set (default dict $resources.requests) "ephemeral-storage" (include "arkor-ray.nodeDisk" .spec)) -}}
 {{- end -}}
 {{ include "arkor-ray.plainResources" $resources }}
 {{- end }}

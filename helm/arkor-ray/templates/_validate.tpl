@@ -5,7 +5,7 @@ prints a line for each problem, which names the value and the remedy; all of the
 
 {{- define "arkor-ray.validate" -}}
 {{- $problems := list -}}
-{{- range list "Image" "Name" "Stores" "Secrets" "Ingress" "Models" "Kueue" "Groups" "Roles" "Gpus" "Pods" -}}
+{{- range list "Image" "Name" "Stores" "Secrets" "Ingress" "Models" "Kueue" "Groups" "Roles" "Api" "Gpus" "Pods" -}}
 {{- $problems = append $problems (include (printf "arkor-ray.validate%s" .) $) -}}
 {{- end -}}
 {{- with join "" $problems -}}{{- fail . -}}{{- end -}}

@@ -32,6 +32,17 @@
 {{- end -}}
 {{- end }}
 
+{{/* With more than one replica each has a pod to itself, or the loss of a pod could be that of the API. */}}
+{{- define "arkor-ray.validateApi" -}}
+{{- $pods := 0 -}}
+{{- range include "arkor-ray.apiGroups" . | fromJsonArray -}}
+{{- $pods = add $pods (int .minReplicas) -}}
+{{- end -}}
+{{- if gt (int .Values.api.replicas) (max 1 $pods) -}}
+{{- include "arkor-ray.problem" (printf "api.replicas: each of the %d has a pod to itself, and just %d %s always there (minReplicas of the groups%s); lower api.replicas or raise minReplicas" (int .Values.api.replicas) (int $pods) (ternary "is" "are" (eq (int $pods) 1)) (ternary " with role control-plane" "" .Values.nodeRoles)) -}}
+{{- end -}}
+{{- end }}
+
 {{/* How many GPUs a worker or a replica asks for is decided by how many the cluster has at that moment. */}}
 {{- define "arkor-ray.validateGpus" -}}
 {{- $minimum := 0 -}}
