@@ -184,4 +184,4 @@ def _by_code() -> dict[str, type[ArkorError]]:
 
 def _by_status() -> dict[int, type[ArkorError]]:
     # Parents come before their children in _classes(), so reversing lets the most general class of a status win.
-    return {c.http_status: c for c in reversed(_classes()) if c is not ArkorError and c is not TrainingError}
+    return {c.http_status: c for c in reversed(_classes()) if c is not ArkorError and not issubclass(c, TrainingError)}

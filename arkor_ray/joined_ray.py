@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from arkor_ray.errors import InvalidRequestError, ServiceUnavailableError
 from arkor_ray.schemas.address import is_loopback
-from arkor_ray.settings import Settings
+
+if TYPE_CHECKING:  # pydantic-settings is not in the base install, where `arkor-ray doctor` imports this
+    from arkor_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +126,8 @@ def differing_settings(ours: dict[str, str], theirs: dict[str, str]) -> list[str
 
 
 def _settings_here() -> dict[str, str]:
+    from arkor_ray.settings import Settings
+
     return Settings.load().environment()
 
 

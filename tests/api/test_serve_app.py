@@ -90,6 +90,7 @@ def test_streams_end_once_when_serve_asks_no_more_how_this_replica_is(
 def deployed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[str, str]], serve.Deployment]:
     """The deployment that Serve is given for these arguments of the config."""
     monkeypatch.setenv("ARKOR_RAY_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(serve_app, "check_ray", lambda settings: None)
     monkeypatch.setattr(serve_app, "ensure_controller", lambda settings: None)
     return lambda args: serve_app.application(args)._bound_deployment
 

@@ -35,6 +35,7 @@ def home(tmp_path):
         program.chmod(0o755)
     (tmp_path / "arkor.env").write_text(
         "RAY_AUTH_TOKEN=0123\nARKOR_RAY_DATABASE_URL=postgresql://db/arkor\nARKOR_RAY_STORAGE_URL=s3://b/p\n"
+        "ARKOR_RAY_MODELS=Qwen/Qwen3-0.6B\n"
     )
     return tmp_path
 
@@ -81,7 +82,10 @@ def test_what_the_autoscaler_says_reaches_ray_also_after_a_reboot(home):
     seen = dict(line.split("=", 1) for line in (home / "ray.env").read_text().splitlines() if "=" in line)
     assert AUTOSCALER.items() <= seen.items()
     assert seen["ARKOR_RAY_NODE_ROLES"] == "1"
-    assert "ray start --block --address=10.0.0.1:6379 --num-gpus=4" in (home / "calls").read_text()
+    assert (
+        "ray start --block --address=10.0.0.1:6379 --metrics-export-port=8080 --num-gpus=4"
+        in (home / "calls").read_text()
+    )
 
 
 def test_the_scripts_can_be_run():

@@ -14,6 +14,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from arkor_ray.errors import InternalError, from_wire
 from arkor_ray.schemas.job import JobConfig
 from arkor_ray.training import trainer
 from arkor_ray.training.failure_policy import FinalErrorsEndTheRun, final_error
@@ -142,3 +143,7 @@ def test_a_model_that_does_not_fit_is_not_tried_with_fewer_rows(fit):
     with pytest.raises(MemoryExhaustedError, match="The model does not fit"):
         fit(workers, batchSize=4)
     assert workers.groups == [4]
+
+
+def test_a_fault_of_a_server_is_not_taken_for_memory_that_ran_out():
+    assert type(from_wire(500, {"error": "no"})) is InternalError
