@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, ServiceUnavailableError
+from arkor_ray.serving.engine.adapter_slots import AdapterSlots
 from arkor_ray.serving.engine.base_model import BaseModel
 from arkor_ray.serving.engine.batcher import Batcher, Move, Packed, Placing, Sequence
 from arkor_ray.serving.engine.faults import device_fault
@@ -24,13 +25,12 @@ from arkor_ray.serving.engine.interface import AdapterSource, EngineStats, Finis
 from arkor_ray.serving.engine.lora_weights import LoraWeights
 from arkor_ray.serving.engine.model_runner import ModelRunner
 from arkor_ray.serving.engine.sampler import sample
-from arkor_ray.serving.engine.slot_table import SlotTable
 from arkor_ray.serving.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.05  # how often waiting requests are looked at when nothing runs
-_UNHEALTHY_AFTER = 3  # failed steps in a row, or different adapters in a row that could not be copied into a slot
+_UNHEALTHY_AFTER = 3  # failed steps in a row
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class _Counters:
     decode_steps: int = 0
     prefill_tokens: int = 0
     generated_tokens: int = 0
-    adapter_loads: int = 0
     resident_hits: int = 0
 
 
@@ -69,8 +68,8 @@ class SlotEngine:
         self.config = config = config or EngineConfig()
         self._adapters = adapters
         self._runner = ModelRunner(base, rows=config.rows, slots=config.slots, max_len=config.max_len, rank=config.rank)
-        self._table = SlotTable(config.slots)
-        self._batcher = Batcher(config.rows, self._table)
+        self._slots = AdapterSlots(self._runner.lora, config.slots)
+        self._batcher = Batcher(config.rows, self._slots.table)
         self._counters = _Counters()
         self._reads: SingleFlight[Packed] = SingleFlight()
         self._packers = ThreadPoolExecutor(2, thread_name_prefix="adapter-packer")
@@ -78,7 +77,6 @@ class SlotEngine:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         self._failures = 0
-        self._unplaced: set[str] = set()  # adapters that failed to be copied since one last was
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="slot-engine", daemon=True)
         self._thread.start()
@@ -100,7 +98,7 @@ class SlotEngine:
             if not placed.set_running_or_notify_cancel():
                 return  # nobody waits any more; an answer would be an error in the engine's thread
             try:
-                placed.set_result(self._place_idle(packed))
+                placed.set_result(self._slots.place(packed))
             except Exception as error:
                 placed.set_exception(error)
                 if device_fault(error):
@@ -154,13 +152,13 @@ class SlotEngine:
             rows_busy=self._batcher.busy,
             waiting=len(self._batcher.waiting),
             slots=self.config.slots,
-            resident=self._table.live(),
+            resident=self._slots.table.live(),
             rank=self._runner.lora.layout.rank,
             decode_steps=counters.decode_steps,
             prefill_tokens=counters.prefill_tokens,
             generated_tokens=counters.generated_tokens,
-            adapter_loads=counters.adapter_loads,
-            evictions=self._table.evictions,
+            adapter_loads=self._slots.loads,
+            evictions=self._slots.table.evictions,
             resident_hits=counters.resident_hits,
             kv_bytes=cache.size_bytes,
             kv_used_bytes=cache.size_bytes * held // (cache.rows * cache.max_len),
@@ -170,15 +168,14 @@ class SlotEngine:
 
     def resident(self, adapter_id: str) -> bool:
         """Whether the adapter is in a slot now; it may be gone a moment later."""
-        return self._table.resident(adapter_id)
+        return self._slots.table.resident(adapter_id)
 
     def check_health(self) -> None:
         if not self._thread.is_alive():
             raise InternalError("The engine's thread has ended.")
         if self._failures >= _UNHEALTHY_AFTER:
             raise InternalError(f"The engine's last {self._failures} steps failed.")
-        if len(self._unplaced) >= _UNHEALTHY_AFTER:
-            raise InternalError(f"None of the last {len(self._unplaced)} adapters could be copied into a slot.")
+        self._slots.check_health()
 
     def close(self) -> None:
         self._closing = True
@@ -215,7 +212,7 @@ class SlotEngine:
         if len(self._batcher.waiting) >= self.config.max_waiting:
             raise ServiceUnavailableError(f"{self.config.max_waiting} requests are waiting already.", retry_after=1)
         packed = None
-        if request.adapter_id is not None and not self._table.resident(request.adapter_id):
+        if request.adapter_id is not None and not self._slots.table.resident(request.adapter_id):
             packed = await self._read(request.adapter_id)
         elif request.adapter_id is not None:
             self._counters.resident_hits += 1
@@ -392,48 +389,18 @@ class SlotEngine:
     def _pin(self, sequence: Sequence) -> Placing:
         adapter_id = sequence.request.adapter_id
         assert adapter_id is not None
-        slot = self._table.pin(adapter_id)
+        slot = self._slots.table.pin(adapter_id)
         if slot is None:
             if sequence.packed is None:  # evicted since the request came
                 if sequence.reading is None:
                     sequence.reading = sequence.reread()
                     sequence.reading.add_done_callback(lambda read: self._post(lambda: self._take_read(sequence, read)))
                 return Placing.ABSENT
-            if not self._place_idle(sequence.packed):
+            if not self._slots.place(sequence.packed):
                 return Placing.FULL
-            slot = self._table.pin(adapter_id)
+            slot = self._slots.table.pin(adapter_id)
         sequence.slot, sequence.pinned, sequence.packed = slot, True, None
         return Placing.READY
-
-    def _place_idle(self, packed: Packed) -> bool:
-        """Copies an adapter into a free or idle slot; it is evictable until someone pins it."""
-        adapter_id = packed.weights.adapter_id
-        if self._table.resident(adapter_id):
-            return True
-        try:
-            placed = self._copy(packed)
-        except ArkorError:  # refused for what it is
-            raise
-        except Exception:
-            self._unplaced.add(adapter_id)
-            raise
-        if placed:
-            self._unplaced.clear()
-            self._counters.adapter_loads += 1
-        return placed
-
-    def _copy(self, packed: Packed) -> bool:
-        adapter_id = packed.weights.adapter_id
-        self._runner.lora.reserve(packed.weights)  # before a slot is taken: nobody is evicted for one without room
-        slot = self._table.place(adapter_id)
-        if slot is None:
-            return False
-        try:
-            self._runner.lora.write(slot, packed.weights, packed.layout, packed.flat)
-        except BaseException:
-            self._table.remove(adapter_id)
-            raise
-        return True
 
     def _take_read(self, sequence: Sequence, read: Future[Packed]) -> None:
         sequence.reading = None
