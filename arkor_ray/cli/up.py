@@ -77,6 +77,8 @@ def up(
                 local_ray.wait()
     except KeyboardInterrupt:
         print("arkor-ray has stopped", flush=True)
+    finally:
+        _ignore_signals()  # Ray has its own ending to do, and there is nothing left to cut short
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
@@ -142,9 +144,13 @@ def _stop_on_signals() -> None:
 
 def _interrupt(number: int, _frame: Any) -> None:
     # A second signal must not cut the clean stop short; it has its own time limits.
-    for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, signal.SIG_IGN)
+    _ignore_signals()
     raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _settings(host: str, port: int, data_dir: Path, alias: list[str], storage: str, database_url: str) -> Settings:

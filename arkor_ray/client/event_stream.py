@@ -19,7 +19,8 @@ from arkor_ray.schemas.event import END, PING, TERMINAL, Event
 
 #: Statuses after which a stream will never open: bad token, foreign job, stream gone, client too old.
 PERMANENT_STATUSES = frozenset({401, 403, 410, 426})
-#: For a reader who names the job himself: a job just created may not be visible yet, but a mistyped id never will be.
+#: For a reader who names the job himself, until the stream has opened once: a job just created may not be visible yet, but a
+#: mistyped id never will be. Later a proxy may say 404 of a service that is being replaced.
 NAMED_JOB_STATUSES = PERMANENT_STATUSES | {400, 404}
 
 FIRST_DELAY = 1.0  # seconds before the first reconnect; doubled after each further failure
@@ -109,7 +110,7 @@ class EventFollower:
         self.last_event_id = last_event_id or ""
         #: The terminal event was seen, or the server ended the stream.
         self.done = False
-        self._permanent = permanent
+        self._permanent = permanent  # as long as nothing was received
         self._chance = chance
         self._failures = 0
         self._parser = EventStreamParser()
@@ -124,6 +125,7 @@ class EventFollower:
 
     def receive(self, chunk: bytes) -> Iterator[Event]:
         """The new events that `chunk` completes."""
+        self._permanent &= PERMANENT_STATUSES
         for frame in self._parser.feed(chunk):
             if self.done:
                 return

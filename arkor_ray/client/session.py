@@ -156,7 +156,7 @@ class Session:
         if state and not by_hand:
             raise InvalidRequestError(
                 f"{state.path} belongs to the organisation {state.org_slug!r}, the credentials to {self.org!r}; "
-                "delete that file to start a new project here, or name a project",
+                "delete that file to start a new project here, or name a project of that organisation",
                 param="projectSlug",
             )
         name = self._states.directory.name

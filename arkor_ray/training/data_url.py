@@ -55,8 +55,8 @@ def fetch_blob(source: BlobSource, policy: DatasetPolicy) -> bytes:
 def _read_local(path: Path, policy: DatasetPolicy) -> bytes:
     if not policy.allow_local_paths:
         raise DatasetError(
-            "This server does not read data sets from file:// URLs; the operator allows it with "
-            "ARKOR_RAY_DATASETS_ALLOW_LOCAL_PATHS=1."
+            "Data sets are not read from file:// URLs on the node of this job's driver; the operator allows it with "
+            "ARKOR_RAY_DATASETS_ALLOW_LOCAL_PATHS=1, set before Ray is started on every node."
         )
     try:
         size = path.stat().st_size

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from arkor_ray.client.event_stream import EventFollower, EventStreamParser, Frame
+from arkor_ray.client.event_stream import NAMED_JOB_STATUSES, EventFollower, EventStreamParser, Frame
 from arkor_ray.errors import ArkorError, GoneError, NotFoundError, ServiceUnavailableError, from_wire
 
 # The examples of the HTML standard, section 9.2.6, and the corners of its parsing rules.
@@ -158,6 +158,16 @@ def test_permanent_statuses_are_raised(status):
 @pytest.mark.parametrize("status", [400, 404, 408, 409, 429, 500, 502, 503])
 def test_other_statuses_are_retried(status):
     assert EventFollower(chance=lambda: 0.0).disconnected(from_wire(status, {"error": "later"})) == 1
+
+
+def test_a_named_job_that_was_there_is_not_given_up_for_what_a_proxy_says_of_a_service_that_is_replaced():
+    named, gone = EventFollower(permanent=NAMED_JOB_STATUSES, chance=lambda: 0.0), NotFoundError("no such route")
+    with pytest.raises(NotFoundError):
+        named.disconnected(gone)
+    assert list(named.receive(b": ping\n\n")) == []
+    assert named.disconnected(gone) == 1
+    with pytest.raises(ArkorError, match="revoked"):
+        named.disconnected(from_wire(401, {"error": "revoked"}))
 
 
 def test_which_statuses_are_permanent_can_be_told():
