@@ -20,9 +20,12 @@ from arkor_ray.settings import Settings
 from arkor_ray.storage import layout, open_store
 from arkor_ray.storage.retry import RetryPolicy
 
+logger = logging.getLogger(__name__)
+
 APPLICATION = "arkor"  # the Serve application of the control plane
 READY_TIMEOUT_S = 300.0
 STORAGE_ANSWER_S = 20.0
+DRAIN_S = 5.0  # for answers under way when the service ends with the terminal that it runs in
 
 
 def check_reachable(settings: Settings) -> None:
@@ -86,7 +89,7 @@ def start(settings: Settings) -> None:
     # On a cluster every node that runs a replica of the api answers, so that the head's death does not take it away.
     proxies = ProxyLocation.EveryNode if settings.cluster else ProxyLocation.HeadOnly
     serve.start(proxy_location=proxies, http_options=HTTPOptions(host=settings.host, port=settings.port))
-    serve.run(build_api(settings), name=APPLICATION, route_prefix="/")
+    serve.run(build_api(settings, drain_s=DRAIN_S), name=APPLICATION, route_prefix="/")
     wait_until_ready(settings.local_url, controller)
 
 
@@ -106,14 +109,19 @@ def stop(*, ray_goes_on: bool = False) -> None:
         pass  # it is not there, or busy: the lease expires by itself
     if ray_goes_on:
         from ray import serve
+        from ray.serve.exceptions import RayServeException
 
         from arkor_ray.api.serve_app import DEPLOYMENT
 
         ours = [name for name in serve.status().applications if name == APPLICATION or name.startswith("inference-")]
         if APPLICATION in ours:  # one replica, whose streams would keep it for a while
-            serve.get_deployment_handle(DEPLOYMENT, APPLICATION).end_streams.remote()
+            with contextlib.suppress(KeyError, RayServeException):  # it never came up
+                serve.get_deployment_handle(DEPLOYMENT, APPLICATION).end_streams.remote()
         for name in ours:
-            serve.delete(name)
+            try:
+                serve.delete(name)
+            except TimeoutError as error:  # its end is under way, and needs nobody to wait for it
+                logger.warning("%s has not ended yet: %s", name, error)
         if ours and not serve.status().applications:
             serve.shutdown()  # its proxy would keep our host and port for whoever deploys next
 

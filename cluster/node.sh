@@ -38,7 +38,7 @@ for name in RAY_AUTH_TOKEN ARKOR_RAY_DATABASE_URL ARKOR_RAY_STORAGE_URL; do
   [ -n "${!name:-}" ] || fail "$name is empty; fill it in as cluster/arkor.env.example says"
 done
 [ "$role" != exec ] || exec "$@"
-[ -n "${ARKOR_RAY_MODELS:-}${ARKOR_RAY_CATALOGUE:-}" ] ||
+[ -n "${ARKOR_RAY_MODELS:-}${ARKOR_RAY_CATALOGUE:-}${ARKOR_RAY_MODELS_ALLOW_LOCAL_PATHS:-}" ] ||
   fail "ARKOR_RAY_MODELS is empty; no job could name a model. Fill it in, or ARKOR_RAY_CATALOGUE, as cluster/arkor.env.example says"
 mkdir -p "$ARKOR_RAY_DATA_DIR"
 python - <<'PYTHON' || exit 78

@@ -34,19 +34,27 @@ HEALTH_CHECK_S = 5.0
 UNASKED_S = 4 * HEALTH_CHECK_S
 WATCH_S = 1.0
 DRAIN_S = 90.0  # for answers under way when a replica is to end; event streams end once it notices
-DATABASE_PATIENCE_S = 600.0
+DATABASE_PATIENCE_S = 300.0
 DATABASE_AGAIN_S = 2.0
 
 
 def build_api(
-    settings: Settings, *, num_replicas: int = 1, max_replicas_per_node: int | None = None
+    settings: Settings,
+    *,
+    num_replicas: int = 1,
+    max_replicas_per_node: int | None = None,
+    drain_s: float = DRAIN_S,
 ) -> serve.Application:
-    """The application to run with the route prefix "/". Everything it holds is made on the replica."""
+    """The application to run with the route prefix "/". Everything it holds is made on the replica, which has `drain_s` for
+    answers under way when it is to end."""
 
     def build() -> FastAPI:
         process.begin()
         db = Database(settings.database_url)
-        migrate_when_there(db)
+        if settings.database_file is None:
+            migrate_when_there(db)
+        else:
+            db.migrate()
         tail = EventTail(db)
         each_second(lambda: API_EVENT_STREAMS.set(tail.followers))
         return create_app(settings, db, RayInferenceGateway(settings), tail, logs=RayDriverLogs(), behind_serve=True)
@@ -59,7 +67,7 @@ def build_api(
         ray_actor_options={"num_cpus": HARDLY_A_CPU, "label_selector": nodes_for(settings, "control-plane")},
         health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=15,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         # The next replica answers before the last one takes no more, unless it would wait for that one's place.
         max_surge_percent=100 if max_replicas_per_node is None else 0,

@@ -28,6 +28,10 @@ SERVERS_LIMITS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "30s",
 }
+# Those that the server knows: PostgreSQL before 12 has no tcp_user_timeout.
+SET_LIMITS = """\
+SELECT set_config(name, value, false)
+FROM unnest(%s::text[], %s::text[]) AS limits (name, value) JOIN pg_settings USING (name)"""
 WRITABLE = "read-write"  # libpq's word for the servers that a connection may go to
 READ_ONLY = "25006"  # the SQLSTATE of a write that a standby, or a read-only server, refuses
 # Servers tell when they change, since PostgreSQL 14.
@@ -67,12 +71,10 @@ def _count_hosts(url: URL) -> int:
 
 
 def _limit_what_the_server_waits_for(engine: Engine) -> None:
-    limits = "; ".join(f"SET SESSION {name} = '{value}'" for name, value in SERVERS_LIMITS.items())
-
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         # Not as libpq's `options`, which poolers such as PgBouncer refuse; committed, or a rollback would take them back.
-        connection.execute(limits)
+        connection.execute(SET_LIMITS, [list(SERVERS_LIMITS), list(SERVERS_LIMITS.values())])
         connection.commit()
 
 

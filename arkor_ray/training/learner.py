@@ -104,14 +104,14 @@ class Learner:
         self._engine.train()
         tokens = data.supervised_tokens(self.plan.global_indices(step))
         local = 0.0
-        with naming_what_to_lower(self.config, self.plan.micro_batch):
-            for indices in self.plan.micro_indices(step, self.worker.rank):
-                batch = collate(data, indices, self._pad_token_id)
+        for indices in self.plan.micro_indices(step, self.worker.rank):
+            batch = collate(data, indices, self._pad_token_id)
+            with naming_what_to_lower(self.config, self.plan.micro_batch):
                 summed = self._loss(self._engine, batch, self.worker.device)
                 # DeepSpeed averages gradients over workers and adds them up over micro-batches.
                 self._engine.backward(summed * (self.worker.world_size / max(1, tokens)), scale_wrt_gas=False)
-                self._engine.step()
-                local += float(summed.detach())
+            self._engine.step()  # whose memory does not depend on the rows
+            local += float(summed.detach())
         loss, stop = self.worker.total(local, float(stop_requested))
         return StepResult(loss, tokens, rate, stop > 0, time.perf_counter() - began)
 

@@ -62,7 +62,7 @@ class Followers:
 def test_streams_end_once_when_serve_asks_no_more_how_this_replica_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(serve_app, "UNASKED_S", 0.3)
+    monkeypatch.setattr(serve_app, "UNASKED_S", 2.0)
     monkeypatch.setattr(serve_app, "WATCH_S", 0.02)
     tail, db = Followers(), Database(f"sqlite:///{tmp_path / 'arkor.db'}")
     api = serve_app.Api()
@@ -75,11 +75,11 @@ def test_streams_end_once_when_serve_asks_no_more_how_this_replica_is(
         return tail.interruptions
 
     async def main() -> list[int]:
-        seen = [await asked_for(1.0)]
-        await asyncio.sleep(1.0)
+        seen = [await asked_for(2.5)]
+        await asyncio.sleep(3.0)
         seen.append(tail.interruptions)
-        seen.append(await asked_for(1.0))
-        await asyncio.sleep(1.0)
+        seen.append(await asked_for(0.5))
+        await asyncio.sleep(3.0)
         return [*seen, tail.interruptions]
 
     assert asyncio.run(main()) == [0, 1, 1, 2]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,23 @@ from tests.client.conftest import fake, home, project_dir  # noqa: F401
 from tests.client.fake_service import URL, FakeJob, FakeService
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """`up` takes the process that it runs in for its own: signals, environment and log lines."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    environment = dict(os.environ)
+    root, ours = logging.getLogger(), logging.getLogger("arkor_ray")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    root.handlers = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import socket
 
 import pytest
@@ -14,23 +11,6 @@ from arkor_ray.cli import up as up_module
 from arkor_ray.cli.main import app
 from arkor_ray.embedded import Instance, free_ports
 from arkor_ray.settings import DEMO_BASE, Settings
-
-
-@pytest.fixture(autouse=True)
-def process_as_before():
-    """`up` takes the process that it runs in for its own: signals, environment and log lines."""
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    environment = dict(os.environ)
-    root, ours = logging.getLogger(), logging.getLogger("arkor_ray")
-    handlers, levels = list(root.handlers), (root.level, ours.level)
-    yield
-    for number, handler in signals.items():
-        signal.signal(number, handler)
-    os.environ.clear()
-    os.environ.update(environment)
-    root.handlers = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 @pytest.fixture(autouse=True)

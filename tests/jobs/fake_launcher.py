@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from arkor_ray.db.session import Database
 from arkor_ray.db.tables import JobRow
@@ -80,8 +81,12 @@ class Clock:
 
 
 def due_now(db: Database, job_id: str) -> None:
+    due_in(db, job_id, timedelta())
+
+
+def due_in(db: Database, job_id: str, wait: timedelta) -> None:
     with db.write() as session:
-        session.get(JobRow, job_id).retry_at = utcnow()
+        session.get(JobRow, job_id).retry_at = utcnow() + wait
 
 
 def finish(db: Database, job_id: str, status: JobStatus) -> None:

@@ -21,7 +21,7 @@ from arkor_ray.settings import Settings
 from arkor_ray.storage import layout
 from tests.db.endpoint_rows import publish, run_of
 from tests.db.factories import create_job
-from tests.jobs.fake_launcher import FakeLauncher, due_now, finish
+from tests.jobs.fake_launcher import FakeLauncher, due_in, due_now, finish
 from tests.jobs.stored_jobs import manifest_of
 
 
@@ -81,6 +81,8 @@ def test_a_job_whose_next_attempt_is_not_due_leaves_its_place_to_the_next(db, re
     reconciler.turn()
     launcher.die(f"{lost}-1")
     reconciler.turn()
+    assert launcher.submitted == [f"{lost}-1", f"{second}-1"]
+    due_in(db, lost, timedelta(hours=1))
     reconciler.turn()
     assert launcher.submitted == [f"{lost}-1", f"{second}-1", f"{third}-1"]
     due_now(db, lost)

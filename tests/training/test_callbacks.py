@@ -157,7 +157,7 @@ def test_a_fault_that_does_not_pass_costs_the_attempt_and_is_named(sink, recorde
     recorder.fail("tell", raised_remotely(ServiceUnavailableError("deadlock detected")), times=100_000)
     sink.log({"step": 1})
     with pytest.raises(ServiceUnavailableError, match=r"1 events .* It says: deadlock detected"):
-        sink.flush(0.1)
+        sink.flush(2.0)
     assert [entry["step"] for entry in sink.unrecorded()] == [1], "the next attempt tells it again"
 
 

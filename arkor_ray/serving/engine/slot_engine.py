@@ -19,7 +19,7 @@ from arkor_ray.errors import ArkorError, InternalError, InvalidRequestError, Ser
 from arkor_ray.serving.engine.adapter_slots import AdapterSlots
 from arkor_ray.serving.engine.base_model import BaseModel
 from arkor_ray.serving.engine.batcher import Batcher, Move, Packed, Placing, Sequence
-from arkor_ray.serving.engine.faults import device_fault
+from arkor_ray.serving.engine.faults import device_fault, out_of_memory
 from arkor_ray.serving.engine.grammar_masks import GrammarMasks
 from arkor_ray.serving.engine.interface import AdapterSource, EngineStats, FinishReason, GenRequest, TokenEvent
 from arkor_ray.serving.engine.lora_weights import LoraWeights
@@ -300,7 +300,7 @@ class SlotEngine:
         except Exception as error:
             if device_fault(error):
                 raise
-            self._failures += 1
+            self._failures += not out_of_memory(error)
             logger.exception("A prompt could not be read; its request fails.")
             self._fail([sequence], _as_arkor(error))
             return budget
