@@ -152,6 +152,11 @@ class ObjectExistsError(StorageError):
     code = "object_exists"
 
 
+def last_line(text: str) -> str:
+    """The last line of a message, at most 300 characters; Ray's may quote a traceback or a whole log before the cause."""
+    return (text.strip().splitlines() or [""])[-1][:300]
+
+
 def from_wire(status: int, body: Any, *, fallback: str = "") -> ArkorError:
     """The exception for an HTTP answer of `status` whose JSON body is `body` (anything, also not an envelope).
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from arkor_ray.errors import InvalidRequestError, ServiceUnavailableError
+from arkor_ray.errors import InvalidRequestError, ServiceUnavailableError, last_line
 from arkor_ray.schemas.address import is_loopback
 
 if TYPE_CHECKING:  # pydantic-settings is not in the base install, where `arkor-ray doctor` imports this
@@ -105,22 +106,14 @@ def check_settings(settings: Settings) -> None:
     their secrets.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ask = ray.remote(num_cpus=0, max_retries=0)(_settings_here)
-    asked = {
-        node["NodeManagerAddress"]: ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote()
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+    asked = {node["NodeManagerAddress"]: on_node(node, _settings_here) for node in ray.nodes() if node["Alive"]}
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_TIMEOUT_S)
     for node, answer in asked.items():
         try:
             theirs = ray.get(answer, timeout=0)
         except ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            reason = last_line(str(error)) or type(error).__name__
             raise ServiceUnavailableError(
                 f"Node {node} of this Ray did not say its settings: {reason}; every node needs the same arkor-ray and "
                 "valid ARKOR_RAY_* variables"
@@ -130,6 +123,16 @@ def check_settings(settings: Settings) -> None:
                 f"{', '.join(other)}: the processes of node {node} have other values than this command, or none; start "
                 "Ray there with the same ARKOR_RAY_* variables"
             )
+
+
+def on_node(node: dict[str, Any], function: Callable[[], Any]) -> Any:
+    """The reference to what `function` answers on that node, one of `ray.nodes()`. It takes no CPU, and is not tried again."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
+    return ray.remote(**options)(function).remote()
 
 
 def differing_settings(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from arkor_ray import __version__
 from arkor_ray.doctor.clocks import measure
+from arkor_ray.errors import last_line
 
 CLOCK_S = 10.0  # for a node that has just answered
 
@@ -31,30 +32,24 @@ def main() -> None:
 
 
 def _ask_nodes(address: str, limit_s: float) -> dict[str, Any]:
-    from arkor_ray.joined_ray import check_answers, dashboard_out_of_reach, differing_settings
+    from arkor_ray.joined_ray import check_answers, dashboard_out_of_reach, differing_settings, on_node
     from arkor_ray.settings import Settings
 
     if address != "auto":
         check_answers(address)
 
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.init(address=address, namespace="arkor-doctor", log_to_driver=False, configure_logging=False)
     alive = [node for node in ray.nodes() if node["Alive"]]
-
-    def on(node: dict[str, Any], function: Callable[[], Any]) -> Any:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-        return ray.remote(**options)(function).remote()
 
     def answer_of(task: Any) -> dict[str, Any]:
         return ray.get(task, timeout=0)
 
     def time_of(node: dict[str, Any]) -> datetime:
-        return ray.get(on(node, clock), timeout=CLOCK_S)
+        return ray.get(on_node(node, clock), timeout=CLOCK_S)
 
-    asked = {on(node, look_from_here): node for node in alive}
+    asked = {on_node(node, look_from_here): node for node in alive}
     ray.wait(list(asked), num_returns=len(asked), timeout=limit_s)
     settings = Settings.load()
     ours = settings.environment()
@@ -83,7 +78,7 @@ def hear(
         said = answer()
         skew = measure(ask_time)
     except Exception as error:  # of this node; the others say theirs
-        return {"error": (str(error).strip().splitlines() or [""])[-1][:300] or type(error).__name__}
+        return {"error": last_line(str(error)) or type(error).__name__}
     said["differing"] = differing(said.pop("settings"))  # names only: values hold secrets
     return {**said, "ahead_s": skew.ahead.total_seconds(), "margin_s": skew.margin.total_seconds()}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from arkor_ray.errors import last_line
 from arkor_ray.schemas.job import JobStatus
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -147,10 +148,8 @@ def _after_a_loss(job: JobView, submission: SubmissionState, now: datetime, limi
     elif submission is SubmissionState.SILENT:
         stop, reason, forgotten = job.submission_id, f"attempt {job.attempt} gave no sign of life any more", 0
     else:
-        last_line = (detail.strip().splitlines() or [""])[-1][:300]  # Ray's message may quote the whole log
-        reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (
-            last_line and f": {last_line}"
-        )
+        said = last_line(detail)
+        reason = f"attempt {job.attempt} ended as {submission.value} without a result" + (said and f": {said}")
         forgotten = 0
     if retries >= limits.max_retries:
         return GiveUp(f"Lost to infrastructure {retries + 1} times without getting further; {reason}")

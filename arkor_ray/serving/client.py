@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from arkor_ray.errors import ArkorError, ServiceUnavailableError
+from arkor_ray.errors import ArkorError, ServiceUnavailableError, last_line
 from arkor_ray.placement import CONTROLLER, NAMESPACE
 from arkor_ray.serving.app import application_name
 
@@ -107,8 +107,9 @@ def plain_error(error: BaseException) -> ArkorError:
     """The ArkorError inside a Ray error, or ServiceUnavailableError for a dead or unreachable process."""
     if isinstance(error, asyncio.CancelledError):
         return ServiceUnavailableError("The replica shut down before it answered", retry_after=2)
-    last_line = (str(error).strip().splitlines() or [""])[-1][:300]
-    return arkor_cause(error) or ServiceUnavailableError(f"{type(error).__name__}: {last_line}", retry_after=2)
+    return arkor_cause(error) or ServiceUnavailableError(
+        f"{type(error).__name__}: {last_line(str(error))}", retry_after=2
+    )
 
 
 def arkor_cause(error: BaseException) -> ArkorError | None:

@@ -12,6 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from arkor_ray.errors import AdapterError, ServiceUnavailableError
 from arkor_ray.serving import client
+from tests.serving.fake_replica import FakeReplica
 
 MANIFEST = {"base_model": "base", "base_precision": "fp32", "adapter_id": "job-step-1"}
 
@@ -54,27 +55,6 @@ class FakeRay:
         if self.controller is None:
             raise ValueError("no such actor")
         return self.controller
-
-
-class FakeReplica:
-    """A deployment handle that takes adapters, or raises `error`; with `hangs`, it does neither."""
-
-    error: BaseException | None = None
-    hangs = False
-
-    def options(self, session_id):
-        return self
-
-    @property
-    def admit(self):
-        return self
-
-    async def remote(self, manifest, data):
-        if self.hangs:
-            await asyncio.Event().wait()
-        if self.error is not None:
-            raise self.error
-        return {"adapter_id": manifest["adapter_id"]}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from arkor_ray.telemetry import metrics
 from arkor_ray.training import recorder as module
 from arkor_ray.training.recorder import Recorder
 from tests.db.factories import create_job
+from tests.serving.fake_replica import FakeReplica
 
 WEIGHTS = b"weights"
 
@@ -86,26 +87,6 @@ def manifest(job_id: str, step: int, *, final: bool = False) -> dict:
         ],
         created_at=utcnow(),
     ).model_dump(mode="json")
-
-
-class LostReplica:
-    """A deployment handle whose replica shuts down while it loads an adapter, so many `times`."""
-
-    def __init__(self, times: int) -> None:
-        self.times = times
-
-    def options(self, session_id):
-        return self
-
-    @property
-    def admit(self):
-        return self
-
-    async def remote(self, manifest, data):
-        if self.times:
-            self.times -= 1
-            raise asyncio.CancelledError  # as Serve says it
-        return {"adapter_id": manifest["adapter_id"]}
 
 
 def told(db, job_id):
@@ -191,7 +172,7 @@ def test_a_replica_that_shuts_down_while_it_loads_a_checkpoint_is_replaced_and_a
     async def runs(*_, **__):
         return None
 
-    replica = LostReplica(times=2)
+    replica = FakeReplica(asyncio.CancelledError(), times=2)  # as Serve says it
 
     async def handle(*_):
         return replica
